@@ -1,0 +1,1 @@
+"""A modality's door in and out of a Perceiver."""

@@ -1,0 +1,1 @@
+"""The Perceiver, knowing no modality: attention, positions, encoder, processor, decoder."""

@@ -1,0 +1,208 @@
+"""The Perceiver (2103.03206) and Perceiver IO (2107.14795): inputs -> latents -> outputs.
+
+Shapes: B batch, M inputs, N latents, D latent channels, O queries, E output channels, T cross-attends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from perceiver_jax.core.attention import CrossAttend, SelfAttend
+from perceiver_jax.core.input_array import InputArray
+from perceiver_jax.core.position_encoding import LearnedTable
+from perceiver_jax.types import Array, Tree, UserError
+
+
+class Encoder(hk.Module):
+  """The learned latents, and the cross-attends by which they read the inputs.
+
+  `num_cross_attends` is 1 in Perceiver IO and 8 in the original on ImageNet. With `share_cross_attends` those after the first
+  have one set of parameters; the first always has its own (2103.03206, section 3.1: sharing it too was unstable).
+  """
+
+  def __init__(
+    self,
+    num_latents: int,
+    latent_channels: int,
+    num_cross_attends: int = 1,
+    share_cross_attends: bool = True,
+    num_heads: int = 1,
+    widening: int = 1,
+    dropout_prob: float = 0.0,
+    attention_dropout_prob: float = 0.0,
+    name: str = 'encoder',
+  ):
+    super().__init__(name=name)
+    self.latents_shape = (num_latents, latent_channels)
+    self.num_cross_attends = num_cross_attends
+    self.share_cross_attends = share_cross_attends
+    self.cross_attend = dict(
+      num_heads=num_heads,
+      widening=widening,
+      dropout_prob=dropout_prob,
+      attention_dropout_prob=attention_dropout_prob,
+    )
+
+  def latents(self, batch_size: int) -> jax.Array:
+    """[B, N, D]: the latents before they have read anything, the same for every example."""
+    latents = hk.get_parameter('latents', self.latents_shape, init=hk.initializers.TruncatedNormal(0.02))
+    return jnp.broadcast_to(latents, (batch_size, *self.latents_shape))
+
+  def __call__(self, latents: Array, inputs: InputArray, t: int, *, is_training: bool) -> tuple[jax.Array, jax.Array]:
+    """The cross-attend number `t`: latents [B, N, D] -> [B, N, D] and the attention weights [B, H, N, M]."""
+    index = min(t, 1) if self.share_cross_attends else t
+    return CrossAttend(**self.cross_attend, name=f'cross_attend_{index}')(latents, inputs, is_training=is_training)
+
+
+class Processor(hk.Module):
+  """The latent Transformer: `num_blocks` blocks of `num_self_attends_per_block` layers; with `share_blocks` all are the same block."""
+
+  def __init__(
+    self,
+    num_blocks: int,
+    num_self_attends_per_block: int,
+    share_blocks: bool = True,
+    num_heads: int = 8,
+    widening: int = 1,
+    dropout_prob: float = 0.0,
+    attention_dropout_prob: float = 0.0,
+    name: str = 'processor',
+  ):
+    super().__init__(name=name)
+    self.num_blocks = num_blocks
+    self.num_self_attends_per_block = num_self_attends_per_block
+    self.share_blocks = share_blocks
+    self.self_attend = dict(
+      num_heads=num_heads,
+      widening=widening,
+      dropout_prob=dropout_prob,
+      attention_dropout_prob=attention_dropout_prob,
+    )
+
+  def __call__(self, latents: Array, block: int, *, is_training: bool) -> tuple[jax.Array, jax.Array]:
+    """Block number `block`: latents [B, N, D] -> [B, N, D] and the attention weights [layers, B, H, N, N]."""
+    first = 0 if self.share_blocks else block * self.num_self_attends_per_block
+    maps = []
+    for index in range(first, first + self.num_self_attends_per_block):
+      latents, weights = SelfAttend(**self.self_attend, name=f'self_attend_{index}')(latents, is_training=is_training)
+      maps.append(weights)
+    return latents, jnp.stack(maps)
+
+
+def encode(
+  encoder: Encoder,
+  processor: Processor,
+  inputs: InputArray,
+  *,
+  is_training: bool,
+  arrangement: str = 'interleaved',
+  capture: bool = False,
+) -> tuple[jax.Array, dict[str, Tree]]:
+  """Reads the inputs into latents and processes them, in the order of the first paper's figure 1 or of its table 6.
+
+  Args:
+    encoder: T cross-attends.
+    processor: its blocks are spread evenly, each cross-attend followed by its share of them ('interleaved'), or all come after
+      the last cross-attend ('start').
+    inputs: M elements.
+    is_training: turns dropout on.
+    arrangement: 'interleaved' or 'start'; the same thing where T is 1.
+    capture: also return what each attention looked at.
+
+  Returns:
+    Latents [B, N, D], and, if captured, {'cross_attends': [T, B, H, N, M], 'self_attends': [num_blocks, layers, B, H, N, N],
+    'latents': [B, N, D]}; else {}.
+  """
+  num_blocks_after = _arrange(encoder.num_cross_attends, processor.num_blocks, arrangement)
+
+  def stage(latents: jax.Array, t: int) -> tuple[jax.Array, Tree]:
+    latents, cross_weights = encoder(latents, inputs, t, is_training=is_training)
+    first = sum(num_blocks_after[:t])
+    blocks = range(first, first + num_blocks_after[t])
+    latents, self_weights = _repeat(block, latents, blocks, same=processor.share_blocks)
+    return latents, {'cross_attends': cross_weights[None], 'self_attends': self_weights} if capture else None
+
+  def block(latents: jax.Array, index: int) -> tuple[jax.Array, Tree]:
+    latents, weights = processor(latents, index, is_training=is_training)
+    return latents, weights[None] if capture else None
+
+  latents, first = stage(encoder.latents(inputs.features.shape[0]), 0)
+  same = encoder.share_cross_attends and processor.share_blocks and len(set(num_blocks_after[1:])) == 1
+  latents, others = _repeat(stage, latents, range(1, encoder.num_cross_attends), same=same)
+  if not capture:
+    return latents, {}
+  maps = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), first, others) if others else first
+  return latents, {**maps, 'latents': latents}
+
+
+def _arrange(num_cross_attends: int, num_blocks: int, arrangement: str) -> list[int]:
+  """How many blocks follow each cross-attend."""
+  if arrangement == 'start':
+    return [0] * (num_cross_attends - 1) + [num_blocks]
+  if arrangement != 'interleaved':
+    raise UserError(f"cross-attends are 'interleaved' or at the 'start', not {arrangement!r}")
+  if num_blocks % num_cross_attends:
+    raise UserError(f'{num_cross_attends} interleaved cross-attends do not divide {num_blocks} blocks')
+  return [num_blocks // num_cross_attends] * num_cross_attends
+
+
+def _repeat(
+  body: Callable[[jax.Array, int], tuple[jax.Array, Tree]],
+  latents: jax.Array,
+  indices: Sequence[int],
+  *,
+  same: bool,
+) -> tuple[jax.Array, Tree]:
+  """Applies `body(latents, index)` for each index, compiled once where all are the `same`; joins what they captured on axis 0."""
+  if same and len(indices) > 1:
+    latents, stacked = hk.scan(lambda carry, _: body(carry, indices[0]), latents, None, length=len(indices))
+    return latents, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked)
+  captured = []
+  for index in indices:
+    latents, maps = body(latents, index)
+    captured.append(maps)
+  return latents, jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *captured) if captured else None
+
+
+class Decoder(hk.Module):
+  """Answers queries from the latents: one cross-attend, then a linear `output` (2107.14795, section 3.2)."""
+
+  def __init__(
+    self,
+    output_channels: int,
+    num_heads: int = 1,
+    query_residual: bool = False,
+    widening: int = 1,
+    name: str = 'decoder',
+  ):
+    super().__init__(name=name)
+    self.output_channels = output_channels
+    self.cross_attend = dict(num_heads=num_heads, query_residual=query_residual, widening=widening)
+
+  def __call__(
+    self,
+    query: Array,
+    latents: Array,
+    *,
+    is_training: bool,
+    query_mask: Array | None = None,
+  ) -> tuple[jax.Array, jax.Array]:
+    """query [B, O, Q], latents [B, N, D], query_mask [B, O] -> [B, O, E] and the attention weights [B, H, O, N]."""
+    cross_attend = CrossAttend(**self.cross_attend)
+    answers, weights = cross_attend(query, InputArray(latents), query_mask=query_mask, is_training=is_training)
+    return hk.Linear(self.output_channels, name='output')(answers), weights
+
+
+def learned_query(num_queries: int, num_channels: int, batch_size: int, name: str = 'query') -> jax.Array:
+  """[B, O, Q]: trained queries, the same for every example (2107.14795, section 3.2)."""
+  table = LearnedTable(num_queries, num_channels, name=name)()
+  return jnp.broadcast_to(table, (batch_size, num_queries, num_channels))
+
+
+def pool(latents: Array, output_channels: int, name: str = 'output') -> jax.Array:
+  """[B, N, D] -> [B, E]: the mean over latents, then a linear that starts at zero (2103.03206, section 3.1)."""
+  return hk.Linear(output_channels, w_init=jnp.zeros, name=name)(jnp.mean(latents, axis=1))

@@ -1,0 +1,64 @@
+"""The words everyone shares. Imports nothing of ours, and no JAX when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+  import jax
+
+Array: TypeAlias = 'jax.Array | np.ndarray'
+Tree: TypeAlias = Any                       # a nested dict, tuple or named tuple of arrays
+Batch: TypeAlias = Mapping[str, Array]      # {name: [B, ...]}; always holds 'mask' [B], float32: the weight of an example, 0 = padding
+Mean: TypeAlias = tuple[Array, Array]       # (weighted sum, weight): adds up over batches and devices, divided once, on the host
+History: TypeAlias = list[dict[str, float]]  # the lines of metrics.jsonl
+
+AXIS = 'devices'                            # the axis that parallel.over_devices maps over
+
+
+class Field(NamedTuple):
+  """Shape (without the batch axis) and NumPy dtype name of one entry of an example."""
+
+  shape: tuple[int, ...]
+  dtype: str
+
+
+Spec: TypeAlias = Mapping[str, Field]       # what one example holds: the contract between data and model
+
+
+class Task(NamedTuple):
+  """What a run needs to know about an experiment; made by `tasks/<name>.make(config)`.
+
+  Every entry but `batches` and `draw` is pure. `forward` calls Haiku modules and must run under `hk.transform_with_state`.
+  """
+
+  spec: Spec
+  batches: Callable[..., Any]               # (split, *, batch_size, is_training, first_step=0) -> iterator of host batches
+  forward: Callable[..., dict[str, Any]]    # (batch, *, is_training, capture=False) -> outputs;
+                                            #   capture adds outputs['captured']: attention maps and latents
+  loss: Callable[[Any, Batch], Mean]        # (outputs, batch) -> (sum, weight)
+  metrics: Callable[[Any, Batch], dict[str, Mean]]  # (outputs, batch) -> {name: (sum, weight)}
+  draw: Callable[..., None] | None = None   # (predict, history, path): writes the task's picture, a PNG;
+                                            #   predict(batch, *, capture=False) -> host outputs
+
+
+class TrainState(NamedTuple):
+  """Everything that a step changes, and so everything a checkpoint must hold."""
+
+  step: Array                               # [] int32, the number of steps taken
+  params: Tree
+  state: Tree                               # Haiku state (BatchNorm averages); {} where a model has none
+  opt_state: Tree
+  ema: Tree                                 # exponential moving average of params; None where not asked for
+  num_skipped: Array                        # [] int32, non-finite updates skipped in a row up to now
+
+
+class UserError(Exception):
+  """A mistake that the person who started the run can mend. Its message is one or two plain lines: what, where, what to do."""
+
+
+class NumericsError(Exception):
+  """The run diverged: too many non-finite updates in a row."""
