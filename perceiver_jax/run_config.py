@@ -1,0 +1,111 @@
+"""The config that a run keeps in its folder, `config.json`: written once, read back exactly.
+
+Numbers, booleans, text, None and tuples survive the round trip. JSON has no tuple: its arrays are read as tuples, and
+so a list in a config comes back as one. A placeholder comes back as the value it held.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from perceiver_jax.types import UserError
+
+_ABSENT = object()
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+  """Every value by its dotted key, {'optimizer.peak_lr': 0.002}; placeholders resolved, lists as tuples."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      flat.update({f'{key}.{inner}': leaf for inner, leaf in flatten(value).items()})
+    else:
+      flat[key] = _tuples(value)
+  return flat
+
+
+def to_json(config: ConfigDict) -> str:
+  """The text of config.json. Raises UserError where a value could not be read back."""
+  for key, value in flatten(config).items():
+    if not _is_plain(value):
+      raise UserError(f'config.{key} is {value!r}; a config holds numbers, text, True, False, None and tuples of them')
+  return json.dumps(config.to_dict(), indent=2) + '\n'
+
+
+def save(config: ConfigDict, workdir: str | os.PathLike) -> None:
+  """Writes `config.json` into `workdir`, which is made where missing; never half a file. Raises UserError."""
+  path = Path(workdir) / 'config.json'
+  text = to_json(config)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f'config.json.{os.getpid()}.tmp')
+    unfinished.write_text(text)
+    unfinished.replace(path)
+  except OSError as error:
+    raise UserError(f'cannot write {path}: {error.strerror}; choose a --workdir that can be written') from error
+
+
+def load(workdir: str | os.PathLike) -> ConfigDict:
+  """The locked config that `save` wrote into `workdir`. Raises UserError where there is none, or it cannot be read."""
+  path = Path(workdir) / 'config.json'
+  try:
+    values = json.loads(path.read_text())
+  except FileNotFoundError:
+    raise UserError(f'{path} does not exist: {workdir} is not the workdir of a run') from None
+  except OSError as error:
+    raise UserError(f'cannot read {path}: {error.strerror}') from error
+  except ValueError as error:
+    raise UserError(f'{path} is damaged: {error}') from error
+  if not isinstance(values, dict):
+    raise UserError(f'{path} is damaged: it holds no table of keys')
+  return ConfigDict(_tuples(values)).lock()
+
+
+def claim(config: ConfigDict, workdir: str | os.PathLike) -> None:
+  """Makes `workdir` the folder of this run: writes its config, or finds the same one there.
+
+  Raises UserError where it holds a run of another config, naming the keys; nothing there is touched.
+  """
+  if not os.path.exists(Path(workdir) / 'config.json'):  # Path.exists raises in a folder we may not enter
+    save(config, workdir)
+    return
+  different = differences(load(workdir), config)
+  if different:
+    shown = '; '.join(different[:5]) + ('; ...' if len(different) > 5 else '')
+    raise UserError(
+      f'{workdir} holds a run of another config: {shown}.\n'
+      'Choose another --workdir, or give these keys the values of that run'
+    )
+
+
+def differences(saved: ConfigDict, current: ConfigDict) -> list[str]:
+  """One line per key whose value differs: 'optimizer.peak_lr: 0.002 in the workdir, 0.001 now'."""
+  before, now = flatten(saved), flatten(current)
+  return [
+    f'{key}: {_show(before, key)} in the workdir, {_show(now, key)} now'
+    for key in sorted(before.keys() | now.keys())
+    if before.get(key, _ABSENT) != now.get(key, _ABSENT)
+  ]
+
+
+def _show(flat: dict[str, Any], key: str) -> str:
+  return repr(flat[key]) if key in flat else 'absent'
+
+
+def _tuples(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {key: _tuples(inner) for key, inner in value.items()}
+  return tuple(_tuples(inner) for inner in value) if isinstance(value, list | tuple) else value
+
+
+def _is_plain(value: Any) -> bool:
+  if isinstance(value, dict):
+    return all(isinstance(key, str) and _is_plain(inner) for key, inner in value.items())
+  if isinstance(value, tuple):
+    return all(_is_plain(inner) for inner in value)
+  return value is None or isinstance(value, bool | int | float | str)

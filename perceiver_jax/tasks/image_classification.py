@@ -1,0 +1,135 @@
+"""Which of `num_classes` things is in the picture? (2103.03206, section 4.1; 2107.14795, appendix A.)
+
+  image [B, H, W, C] -> pixel_inputs [B, H * W, C + P] -> latents [B, N, D] -> logits [B, E]
+
+One trained query decodes the latents (Perceiver IO), or their mean is projected (Perceiver).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import itertools
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from perceiver_jax import losses, metrics
+from perceiver_jax.adapters.image import pixel_inputs
+from perceiver_jax.core.perceiver import Decoder, Encoder, Processor, encode, learned_query, pool
+from perceiver_jax.data.permutation import permutation, permute_pixels
+from perceiver_jax.types import Array, Batch, Field, History, Mean, Task, UserError
+
+
+def make(config: ConfigDict) -> Task:
+  """The task; raises UserError where the config asks for something that does not exist."""
+  data = config.data
+  if data.permutation not in ('none', 'joint', 'pixels'):
+    raise UserError(f"data.permutation is 'none', 'joint' or 'pixels', not {data.permutation!r}")
+  return Task(
+    spec={
+      'image': Field((data.image_size, data.image_size, data.num_channels), 'uint8'),
+      'label': Field((), 'int32'),
+    },
+    batches=functools.partial(_batches, config),
+    forward=functools.partial(_forward, config),
+    loss=functools.partial(_loss, config),
+    metrics=_metrics,
+    draw=functools.partial(_draw, config),
+  )
+
+
+def _order(data: ConfigDict) -> Array | None:
+  """[H * W]: which pixel of the picture stands in each place; None where none was moved."""
+  return None if data.permutation == 'none' else permutation(data.image_size**2)
+
+
+def _data_module(config: ConfigDict) -> ModuleType:
+  return importlib.import_module(f'perceiver_jax.data.{config.data.name}')
+
+
+def _batches(config: ConfigDict, split: str, *, batch_size: int, is_training: bool, first_step: int = 0) -> Iterator[Batch]:
+  """uint8 images whose pixels stand in permuted places, if the config says so; see data/pipeline.py."""
+  from perceiver_jax.data import pipeline
+
+  data, spec, order = _data_module(config), make(config).spec, _order(config.data)
+  source = data.load(config.data, split)
+  if is_training:
+    batches = pipeline.train_batches(
+      source, spec, batch_size=batch_size, seed=config.seed, first_step=first_step, augment=data.augment)
+  else:
+    batches = pipeline.eval_batches(source, spec, batch_size=batch_size)
+  for batch in batches:
+    yield batch if order is None else {**batch, 'image': permute_pixels(batch['image'], order)}
+
+
+def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
+  """{'logits': [B, E]} and, if captured, what the attentions looked at."""
+  model = config.model
+  dropout = dict(dropout_prob=model.dropout_prob, attention_dropout_prob=model.attention_dropout_prob)
+  order = _order(config.data) if config.data.permutation == 'joint' else None
+  encoder = Encoder(
+    model.num_latents, model.latent_channels, model.num_cross_attends, model.share_cross_attends,
+    num_heads=model.num_cross_heads, widening=model.widening, **dropout)
+  processor = Processor(
+    model.num_blocks, model.num_self_attends_per_block, model.share_blocks,
+    num_heads=model.num_self_heads, widening=model.widening, **dropout)
+  latents, captured = encode(
+    encoder, processor, pixel_inputs(batch['image'], model.position, order),
+    is_training=is_training, arrangement=model.cross_attends, capture=capture)
+  logits, maps = _head(config, latents, is_training)
+  outputs: dict[str, Any] = {'logits': logits}
+  if capture:
+    outputs['captured'] = {**captured, **maps}
+  return outputs
+
+
+def _head(config: ConfigDict, latents: jax.Array, is_training: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+  model, num_classes = config.model, config.data.num_classes
+  if model.head == 'pool':
+    return pool(latents, num_classes), {}
+  if model.head != 'query':
+    raise UserError(f"model.head is 'query' or 'pool', not {model.head!r}")
+  decoder = Decoder(num_classes, query_residual=model.query_residual)
+  query = learned_query(1, model.query_channels, latents.shape[0])
+  answers, weights = decoder(query, latents, is_training=is_training)
+  return answers[:, 0], {'decoder': weights}
+
+
+def _loss(config: ConfigDict, outputs: dict[str, Any], batch: Batch) -> Mean:
+  return losses.softmax_cross_entropy(
+    outputs['logits'], batch['label'], batch['mask'], label_smoothing=config.label_smoothing)
+
+
+def _metrics(outputs: dict[str, Any], batch: Batch) -> dict[str, Mean]:
+  return {'accuracy': metrics.top_k_accuracy(outputs['logits'], batch['label'], batch['mask'], k=1)}
+
+
+def _draw(config: ConfigDict, predict: Callable[..., dict[str, Any]], history: History, path: str) -> None:
+  """The curves, some test pictures with what the model says of them, and where a few latents look."""
+  from perceiver_jax import visualize
+
+  some = list(itertools.islice(_batches(config, 'test', batch_size=32, is_training=False), 12))
+  logits = np.concatenate([predict(batch)['logits'] for batch in some])
+  pictures = {name: np.concatenate([batch[name] for batch in some]) for name in some[0]}
+  # A map is as large as all latents by all pixels: four pictures are enough.
+  captured = predict({name: rows[:4] for name, rows in pictures.items()}, capture=True)['captured']
+  attention = captured['cross_attends'].mean(axis=2)  # over heads: [T, B, N, M]
+  if (order := _order(config.data)) is not None:
+    home = np.argsort(order)
+    pictures['image'], attention = permute_pixels(pictures['image'], home), attention[..., home]
+  real = pictures['mask'] > 0
+  visualize.classification_summary(
+    path,
+    history=history,
+    images=pictures['image'][real],
+    labels=pictures['label'][real],
+    probabilities=np.asarray(jax.nn.softmax(logits[real])),
+    attention=attention[:, real[:4]],
+    class_names=_data_module(config).load(config.data, 'test').class_names,
+    title=f'{config.data.name}, test accuracy {history[-1]["test/accuracy"]:.1%}',
+  )

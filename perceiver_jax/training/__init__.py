@@ -1,0 +1,1 @@
+"""Knows a Task; knows no task."""

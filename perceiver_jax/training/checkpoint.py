@@ -1,0 +1,358 @@
+"""Checkpoints: what a run needs to go on as if nothing had happened, and what evaluation and fine-tuning start from.
+
+One checkpoint is one directory, named by its step:
+
+  <step>/state/           the TrainState of one replica, written by Orbax, which does not notice a flipped bit
+  <step>/checkpoint.json  so this holds the SHA-256 of every file of state/ and of itself; and extras and metrics
+
+Both are written under `<step>.orbax-checkpoint-tmp`, which nobody reads and which gets its name when it is whole. So a
+kill at any moment leaves whole checkpoints only, and one without checkpoint.json counts as damaged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from perceiver_jax.types import TrainState, Tree, UserError
+
+STATE = 'state'
+RECORD = 'checkpoint.json'
+
+
+class DamagedCheckpoint(UserError):
+  """A file of a checkpoint is missing, or is not what was written."""
+
+  def __init__(self, checkpoint: Path, damage: str) -> None:
+    super().__init__(f'checkpoint {checkpoint} is damaged: {damage}')
+
+
+class Checkpoints:
+  """The checkpoints of one run, as a context: written in the background, verified when they are read.
+
+  The newest `keep_last` are kept, and the best. One is deleted only when the one that takes its place is whole.
+  """
+
+  def __init__(self, directory: str | Path, *, keep_last: int, best_metric: str) -> None:
+    """Makes the directory, and clears away what a killed save left there.
+
+    Args:
+      directory: for checkpoints and nothing else.
+      keep_last: how many of the newest to keep, at least 1.
+      best_metric: the name in `metrics` that says which is best: the largest, or the smallest if it ends in 'loss';
+        of equals, the newest. A checkpoint without it, or with a NaN, is never the best.
+
+    Raises:
+      UserError: nothing can be written there, or keep_last < 1.
+    """
+    if keep_last < 1:
+      raise UserError(f'checkpoint.keep_last is {keep_last}: a run must keep at least 1 checkpoint')
+    self._directory = Path(directory).absolute()
+    self._keep_last, self._best_metric = keep_last, best_metric
+    self._scores, self._damaged = _scores(self._directory), set[int]()
+    self._saving: tuple[int, dict[str, Any]]
+    with _disk_errors(f'cannot write checkpoints to {self._directory}'):
+      self._directory.mkdir(parents=True, exist_ok=True)
+      tempfile.TemporaryFile(dir=self._directory).close()
+    self._manager = ocp.CheckpointManager(self._directory, options=ocp.CheckpointManagerOptions(
+      preservation_policy=SimpleNamespace(should_preserve=self._should_keep),
+      async_options=ocp.AsyncOptions(
+        post_finalization_callback=self._write_record,
+        create_directories_asynchronously=False),  # should it fail, Orbax's threads would wait minutes for it
+      cleanup_tmp_directories=True,
+      lightweight_initialize=True))                # reads no file, so that a damaged one hides no other checkpoint
+
+  def __enter__(self) -> Checkpoints:
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self.close()
+
+  def save(
+    self, step: int, state: TrainState, extras: dict[str, Any], metrics: Mapping[str, float] | None = None,
+  ) -> None:
+    """Waits for the save before it, copies its arguments, and writes them in the background.
+
+    Saving a step again keeps the state that is there. If `metrics` are given, they and `extras` replace the old ones:
+    an evaluation that was interrupted after its step was saved, and made up for on resuming.
+
+    Args:
+      step: number of steps taken.
+      state: host arrays, without a replica axis.
+      extras: what JSON can hold. Keys become strings; floats come back exactly.
+      metrics: {'split/name': value}, if this step was evaluated.
+
+    Raises:
+      UserError: this save, or the one before it, could not be written.
+    """
+    values = {name: float(value) for name, value in (metrics or {}).items()}
+    record = json.loads(json.dumps({'extras': extras, 'metrics': values, 'best_metric': self._best_metric}))
+    self.wait()
+    path, exists = self._directory / str(step), step in self._manager.all_steps()
+    if exists and step in self._damaged:
+      self._manager.delete(step)
+      exists = False
+    self._damaged.discard(step)
+    if exists and not metrics:
+      return
+    self._scores[step] = _score(record)
+    with _disk_errors(f'checkpoint {path} was not written; those before it are whole'):
+      if exists:
+        _replace_record(path, {**record, 'files': _read_record(path)['files']})
+      else:
+        self._saving = step, record
+        arrays = ocp.args.PyTreeSave(jax.tree.map(np.asarray, state))
+        self._manager.save(step, args=ocp.args.Composite(**{STATE: arrays}), force=True)
+
+  def restore(self, step: int, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """The state, as NumPy arrays, and the extras of one step.
+
+    `template` is the tree that the state must be, of arrays or `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      DamagedCheckpoint: a file is missing or has changed.
+      UserError: no such step, or a state unlike the template: every entry that differs is named.
+    """
+    self.wait()
+    path = self._directory / str(step)
+    if not path.is_dir():
+      raise UserError(f'no checkpoint of step {step} in {self._directory}, only of {_steps(self._directory)}')
+    extras = _verify(path)['extras']
+    _check_fits(path, template, _saved_tree(path))
+    return _read_arrays(path, template), extras
+
+  def restore_latest(self, template: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    """As `restore`, of the newest step that is whole; None if nothing was saved.
+
+    Damaged newer ones are named in a warning, no longer count, and are deleted once a newer checkpoint is whole.
+
+    Raises:
+      UserError: all are damaged, or the state is unlike the template.
+    """
+    self.wait()
+    damages = []
+    for step in reversed(_steps(self._directory)):
+      try:
+        return self.restore(step, template)
+      except DamagedCheckpoint as damage:
+        damages.append(damage)
+        self._damaged.add(step)
+        logging.warning('%s. Trying the one before it.', damage)
+    if damages:
+      raise UserError(f'every checkpoint in {self._directory} is damaged. Delete them to start again. {damages[0]}')
+    return None
+
+  def latest_step(self) -> int | None:
+    """The newest step on disk, after waiting for a save under way; None if there is none."""
+    return max(self._whole_steps(), default=None)
+
+  def best_step(self) -> int | None:
+    """The step on disk with the best `best_metric`, after waiting for a save under way; None if none has it."""
+    return _best({step: self._scores[step] for step in self._whole_steps()})
+
+  def wait(self) -> None:
+    """Returns when the save under way, if any, is whole; raises UserError if it could not be written."""
+    with _disk_errors(f'a checkpoint was not written to {self._directory}; those before it are whole'):
+      self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits as `wait` does, and ends Orbax's threads."""
+    with contextlib.closing(self._manager):
+      self.wait()
+
+  def _whole_steps(self) -> set[int]:
+    self.wait()
+    return set(_steps(self._directory)) - self._damaged
+
+  def _should_keep(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
+    whole = sorted({checkpoint.step for checkpoint in checkpoints} - self._damaged)
+    kept = {*whole[-self._keep_last:], _best({step: self._scores[step] for step in whole})}
+    return [checkpoint.step in kept for checkpoint in checkpoints]
+
+  def _write_record(self) -> None:
+    """Orbax calls it between the last byte of state/ and the rename that makes a checkpoint of the directory."""
+    step, record = self._saving
+    path = self._directory / f'{step}.orbax-checkpoint-tmp'
+    files = sorted(file for file in (path / STATE).rglob('*') if file.is_file())
+    _replace_record(path, {**record, 'files': {str(file.relative_to(path)): _file_digest(file) for file in files}})
+
+
+def load_weights(
+  path: str | Path, which: Literal['best', 'latest'] = 'best', template: TrainState | None = None,
+) -> tuple[int, Tree, Tree]:
+  """(step, params, state) of one checkpoint, as NumPy arrays, whatever its optimizer was. Writes nothing.
+
+  `params` are the moving average where the run kept one; `state` is Haiku's.
+
+  Args:
+    path: a run's workdir, or its checkpoints directory.
+    which: the latest, or the best by the run's own metric (the latest if none has it).
+    template: if given, what params and state must look like, as in `Checkpoints.restore`; the rest of it is not used.
+
+  Raises:
+    DamagedCheckpoint: a file is missing or has changed.
+    UserError: no checkpoint there, or weights unlike the template: every entry that differs is named.
+  """
+  directory = _find_checkpoints(path)
+  best = _best(_scores(directory)) if which == 'best' else None
+  step = _steps(directory)[-1] if best is None else best
+  checkpoint = directory / str(step)
+  _verify(checkpoint)
+  saved = _saved_tree(checkpoint)
+  params = 'params' if saved['ema'] is None else 'ema'
+  saved = {params: saved[params], 'state': saved['state']}
+  if template is not None:
+    _check_fits(checkpoint, {params: template.params, 'state': template.state}, saved)
+  arrays = _read_arrays(checkpoint, saved)
+  return step, arrays[params], arrays['state']
+
+
+def init_params(path: str | Path, params: Tree) -> Tree:
+  """`params`, with every entry whose name and shape a checkpoint shares taken from there: where fine-tuning starts.
+
+  Reads what `load_weights(path)` does. What was taken and what was not is logged, by name. Dtypes stay as in `params`.
+
+  Raises:
+    DamagedCheckpoint: a file is missing or has changed.
+    UserError: no checkpoint there, or one that shares nothing with `params`.
+  """
+  step, saved, _ = load_weights(path)
+  wanted, found = _entries(params), _entries(saved)
+  shared = wanted.keys() & found.keys()
+  taken = {name for name in shared if wanted[name].shape == found[name].shape}
+  if not taken:
+    raise UserError(
+      f'config.init_from: no parameter of {path} (step {step}) has the name and shape of one of this model')
+  logging.info('Took %d of %d parameters from step %d of %s.', len(taken), len(wanted), step, path)
+  for what, names in {
+    'Taken': taken,
+    'Not taken, of another shape': {f'{n} {found[n].shape} -> {wanted[n].shape}' for n in shared - taken},
+    'Not taken, not in the checkpoint': wanted.keys() - shared,
+    'Not used, not in this model': found.keys() - shared,
+  }.items():
+    if names:
+      logging.info('%s (%d): %s', what, len(names), ', '.join(sorted(names)))
+  leaves = [found[name].astype(leaf.dtype) if name in taken else leaf for name, leaf in wanted.items()]
+  return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+@contextlib.contextmanager
+def _disk_errors(what: str) -> Iterator[None]:
+  try:
+    yield
+  except (OSError, ValueError) as error:  # TensorStore says ValueError when the disk is full
+    raise UserError(f'{what}: {str(error).splitlines()[0]}') from error
+
+
+def _find_checkpoints(path: str | Path) -> Path:
+  for directory in (Path(path).absolute() / 'checkpoints', Path(path).absolute()):
+    if _steps(directory):
+      return directory
+  raise UserError(f'no checkpoint in {path}: expected a workdir (checkpoints/<step>/ in it) or its checkpoints directory')
+
+
+def _steps(directory: Path) -> list[int]:
+  """Steps that have a directory, in order. The name of an unfinished one is no number."""
+  return sorted(int(child.name) for child in directory.glob('*') if child.name.isdecimal() and child.is_dir())
+
+
+def _scores(directory: Path) -> dict[int, float]:
+  scores = dict.fromkeys(_steps(directory), -math.inf)
+  for step in scores:
+    with contextlib.suppress(DamagedCheckpoint):
+      scores[step] = _score(_read_record(directory / str(step)))
+  return scores
+
+
+def _score(record: Mapping[str, Any]) -> float:
+  """The larger the better; -inf where the metric is missing or NaN."""
+  value = record['metrics'].get(record['best_metric'], math.nan)
+  value = -value if record['best_metric'].endswith('loss') else value
+  return -math.inf if math.isnan(value) else value
+
+
+def _best(scores: Mapping[int, float]) -> int | None:
+  score, step = max(((score, step) for step, score in scores.items()), default=(-math.inf, None))
+  return step if score > -math.inf else None
+
+
+def _file_digest(path: Path) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _record_digest(record: Mapping[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _replace_record(checkpoint: Path, record: Mapping[str, Any]) -> None:
+  """Writes checkpoint.json in one move: a kill leaves the old one or the new one."""
+  new = checkpoint / f'{RECORD}.new'
+  new.write_text(json.dumps({**record, 'sha256': _record_digest(record)}, indent=2))
+  new.replace(checkpoint / RECORD)
+
+
+def _read_record(checkpoint: Path) -> dict[str, Any]:
+  try:
+    record = json.loads((checkpoint / RECORD).read_bytes())
+  except (OSError, ValueError) as error:
+    raise DamagedCheckpoint(checkpoint, f'{RECORD} cannot be read ({error})') from error
+  if record.pop('sha256', None) != _record_digest(record):
+    raise DamagedCheckpoint(checkpoint, f'{RECORD} has changed since it was written')
+  return record
+
+
+def _verify(checkpoint: Path) -> dict[str, Any]:
+  """The record of a checkpoint whose files are all as they were written."""
+  record = _read_record(checkpoint)
+  for name, digest in record['files'].items():
+    try:
+      found = _file_digest(checkpoint / name)
+    except OSError as error:
+      raise DamagedCheckpoint(checkpoint, f'{name} cannot be read ({error.strerror})') from error
+    if found != digest:
+      raise DamagedCheckpoint(checkpoint, f'{name} has changed since it was written')
+  return record
+
+
+def _saved_tree(checkpoint: Path) -> Tree:
+  """What was saved, with shape and dtype in place of arrays; named tuples are dicts and empty ones None."""
+  return ocp.PyTreeCheckpointHandler().metadata(checkpoint / STATE).tree
+
+
+def _read_arrays(checkpoint: Path, template: Tree) -> Tree:
+  """Those entries of what was saved that `template` has, as NumPy arrays, in its tree."""
+  args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template)
+  return ocp.PyTreeCheckpointHandler().restore(
+    checkpoint / STATE, args=ocp.args.PyTreeRestore(item=template, restore_args=args, partial_restore=True))
+
+
+def _entries(tree: Tree) -> dict[str, Any]:
+  """{'params/module/name': leaf}, in the order of the tree's leaves."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
+
+
+def _check_fits(checkpoint: Path, template: Tree, saved: Tree) -> None:
+  """Raises UserError. Orbax itself casts a wrong dtype without a word, and a partial restore skips what is extra."""
+  expected, found = _entries(template), _entries(saved)
+  problems = [f'{name} is missing' for name in expected if name not in found]
+  problems += [f'{name} is not in the model' for name in found if name not in expected]
+  for name in expected.keys() & found.keys():
+    want, have = (f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}' for leaf in (expected[name], found[name]))
+    if want != have:
+      problems.append(f'{name} is {have}, expected {want}')
+  if problems:
+    raise UserError(f'checkpoint {checkpoint} does not fit this model and optimizer: {"; ".join(sorted(problems))}')

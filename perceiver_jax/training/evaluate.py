@@ -1,0 +1,72 @@
+"""Evaluation: every example of a split exactly once, on any number of devices."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+from ml_collections import ConfigDict
+
+from perceiver_jax import metrics
+from perceiver_jax.training import parallel
+from perceiver_jax.training.checkpoint import load_weights
+from perceiver_jax.training.experiment import Experiment, build
+from perceiver_jax.types import Mean, Task, Tree
+
+
+def evaluate(
+  task: Task,
+  experiment: Experiment,
+  params: Tree,
+  state: Tree,
+  split: str,
+  *,
+  batch_size: int,
+  interrupted: Callable[[], object] = lambda: None,
+) -> dict[str, float] | None:
+  """{'split/name': value} over all examples of a split; None if it was interrupted.
+
+  Args:
+    task: gives the batches.
+    experiment: gives the step.
+    params: replicated over devices.
+    state: replicated over devices.
+    split: name of the split.
+    batch_size: examples at a time, over all devices; rounded up until it divides. The result does not depend on it.
+    interrupted: asked before each batch; anything true ends the evaluation.
+  """
+  totals: dict[str, Mean] = {}
+  for batch in task.batches(split, batch_size=parallel.round_up(batch_size), is_training=False):
+    if interrupted():
+      return None
+    means = experiment.eval_step(params, state, parallel.shard(batch))
+    totals = metrics.add(totals, parallel.unreplicate(means))
+  return {f'{split}/{name}': value for name, value in metrics.divide(totals).items()}
+
+
+def predictor(experiment: Experiment, params: Tree, state: Tree) -> Callable[..., Tree]:
+  """predict(batch, *, capture=False) -> the model's outputs as host arrays, computed on one device."""
+  apply = jax.jit(functools.partial(experiment.apply, is_training=False), static_argnames='capture')
+  return lambda batch, capture=False: jax.device_get(apply(params, state, None, batch, capture=capture)[0])
+
+
+def evaluate_workdir(config: ConfigDict, workdir: str, task: Task, *, split: str, checkpoint: str) -> dict[str, float]:
+  """The figures of a run from its checkpoint alone: {'step': the checkpoint's, 'split/name': value}.
+
+  Args:
+    config: the run's own.
+    workdir: the folder of the run; nothing in it is changed.
+    task: the run's.
+    split: 'train', 'validation' or 'test'.
+    checkpoint: 'best' or 'latest'.
+
+  Raises:
+    UserError: there is no checkpoint, it is damaged, or it is not one of this config.
+  """
+  experiment = build(config, task)
+  step, *weights = load_weights(workdir, checkpoint, jax.eval_shape(experiment.init))
+  params, state = parallel.replicate(weights)
+  values = evaluate(task, experiment, params, state, split, batch_size=config.eval.batch_size)
+  assert values is not None  # nothing interrupts it
+  return {'step': step, **values}

@@ -1,0 +1,161 @@
+"""The run: trains a task in a workdir, resumes where it was left, and ends with the figures of the best checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from perceiver_jax import metrics, run_config
+from perceiver_jax.training import parallel
+from perceiver_jax.training.checkpoint import Checkpoints, init_params
+from perceiver_jax.training.evaluate import evaluate, predictor
+from perceiver_jax.training.experiment import Experiment, build
+from perceiver_jax.training.interruption import Interruption
+from perceiver_jax.training.profile import profiler
+from perceiver_jax.training.progress import Log, Progress, Window, read_history, summary
+from perceiver_jax.training.step import averaged
+from perceiver_jax.types import NumericsError, Task, TrainState
+
+FINISHED, INTERRUPTED = 0, 75  # exit codes
+
+
+def due(step: int, every: int, last: int) -> bool:
+  """Whether something done every `every` steps, and after the last, is to be done now that `step` steps have been taken."""
+  return step == last or (step > 0 and step % every == 0)
+
+
+class Run(NamedTuple):
+  """What the parts of one run share."""
+
+  config: ConfigDict
+  workdir: str
+  task: Task
+  experiment: Experiment
+  checkpoints: Checkpoints
+  log: Log
+  interruption: Interruption
+
+
+def train(config: ConfigDict, workdir: str, task: Task, *, profile_steps: int = 0) -> int:
+  """Trains to `config.num_steps`, or to the first SIGINT or SIGTERM, and returns the exit code.
+
+  Args:
+    config: what `configs/` describes.
+    workdir: the folder of the run. One that holds checkpoints of the same config is resumed, bit for bit.
+    task: what to train.
+    profile_steps: how many steps, after the first two, to trace into `workdir`/profile; 0 traces none.
+
+  Raises:
+    UserError: the config or the workdir cannot be used.
+    NumericsError: `config.max_skipped` updates in a row were not finite. Everything saved before stays.
+  """
+  parallel.check_batch_size(config.batch_size, config.micro_batches)
+  experiment = build(config, task)
+  run_config.claim(config, workdir)
+  history = read_history(workdir)
+  if history and 'test/loss' in history[-1]:
+    print(f'{workdir} has finished already: {summary(history[-1])}')
+    return FINISHED
+  directory, keep = os.path.join(workdir, 'checkpoints'), config.checkpoint
+  with (
+    Interruption() as interruption,
+    Checkpoints(directory, keep_last=keep.keep_last, best_metric=keep.best_metric) as checkpoints,
+  ):
+    state, extras = _first_state(config, experiment, checkpoints)
+    with Log(workdir, config, last_step=int(state.step)) as log:
+      run = Run(config, workdir, task, experiment, checkpoints, log, interruption)
+      step = _take_steps(run, state, extras, profile_steps)
+      checkpoints.wait()
+      if interruption.requested:
+        print(f'Stopped by {interruption.requested} and saved; the same command resumes at step {step} of {config.num_steps}.')
+        return INTERRUPTED
+      _finish(run)
+  return FINISHED
+
+
+def _first_state(config: ConfigDict, experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState, dict]:
+  """Where a run starts, in this order: the newest checkpoint of its workdir; `config.init_from`; its seed."""
+  restored = checkpoints.restore_latest(jax.eval_shape(experiment.init))
+  if restored:
+    print(f'Resuming at step {int(restored[0].step)} of {config.num_steps}.', file=sys.stderr)
+    return restored
+  state = experiment.init()
+  if config.init_from:
+    params = init_params(config.init_from, state.params)
+    state = state._replace(params=params, ema=None if state.ema is None else params)
+  return state, {'window': {}, 'evaluated': False}
+
+
+def _take_steps(run: Run, state: TrainState, extras: dict, profile_steps: int) -> int:
+  """From `state` to the last step or an interruption, saved either way; returns the number of steps taken."""
+  config, last, first = run.config, run.config.num_steps, int(state.step)
+  step, evaluated, window = first, extras['evaluated'], Window(extras['window'])
+  state = parallel.replicate(state)
+  with (
+    contextlib.closing(run.task.batches(
+      'train', batch_size=config.batch_size, is_training=True, first_step=first)) as batches,
+    Progress(first, last, config.batch_size) as progress,
+    profiler(run.workdir, first, profile_steps) as before_step,
+  ):
+    if first < last:
+      progress.say('Compiling the training step ...')
+    while True:
+      # Figures come before the checkpoint of the same step: that is how it knows whether it is the best.
+      values = None
+      if due(step, config.eval.every_steps, last) and not evaluated:
+        with progress.paused():
+          values = evaluate(
+            run.task, run.experiment, averaged(state), state.state, 'validation',
+            batch_size=config.eval.batch_size, interrupted=lambda: run.interruption.requested)
+        evaluated = values is not None
+        if values is not None:
+          run.log.write(step, values)
+          progress.say(f'step {step}: {summary(values)}')
+      # Every evaluated step is saved, or the best could not be kept.
+      is_new = step > first and (due(step, config.checkpoint.every_steps, last) or run.interruption.requested)
+      if is_new or values is not None:
+        extras = {'window': window.totals(), 'evaluated': evaluated}
+        run.checkpoints.save(step, parallel.unreplicate(state), extras, values)
+      if step == last or run.interruption.requested:
+        return step
+      before_step(step)
+      state, means = run.experiment.train_step(state, parallel.shard(next(batches)))
+      step, evaluated = step + 1, False
+      window.add(means)
+      progress.advance()
+      if step == first + 1:
+        jax.block_until_ready(means)
+        progress.restart_clock(step)
+      if due(step, config.log.every_steps, last):
+        values = {f'train/{name}': value for name, value in metrics.divide(window.totals()).items()}
+        window = Window()
+        run.log.write(step, {**values, **progress.report(step, values)})
+        _check_numerics(state, config.max_skipped)
+
+
+def _check_numerics(state: TrainState, max_skipped: int) -> None:
+  num_skipped = int(parallel.unreplicate(state.num_skipped))
+  if num_skipped >= max_skipped:
+    raise NumericsError(
+      f'the last {num_skipped} updates were not finite and were skipped (loss or gradient is NaN or infinite); the run stops.\n'
+      'Lower optimizer.peak_lr, or look at the data. Checkpoints from before are intact.')
+
+
+def _finish(run: Run) -> None:
+  """The picture, and the best checkpoint's figures on the test split as the last line; that line is what says 'finished'."""
+  config, best = run.config, run.checkpoints.best_step()
+  state, _ = run.checkpoints.restore(best, jax.eval_shape(run.experiment.init))
+  params = parallel.replicate(averaged(state))
+  values = evaluate(
+    run.task, run.experiment, params, parallel.replicate(state.state), 'test', batch_size=config.eval.batch_size)
+  line = {'step': config.num_steps, **values, 'checkpoint/best_step': best}
+  if run.task.draw:
+    predict = predictor(run.experiment, averaged(state), state.state)
+    run.task.draw(predict, [*read_history(run.workdir), line], os.path.join(run.workdir, 'summary.png'))
+  run.log.write(config.num_steps, {**values, 'checkpoint/best_step': best})
+  print(f'Finished {config.num_steps} steps: {summary(values)}, by the checkpoint of step {best}. Everything is in {run.workdir}')

@@ -1,0 +1,162 @@
+"""What a run tells: a bar for people, metrics.jsonl, TensorBoard, and wandb where asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from types import TracebackType
+
+from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from perceiver_jax import metrics
+from perceiver_jax.training import parallel
+from perceiver_jax.types import History, Mean, Tree, UserError
+
+
+class Window:
+  """Metrics of the steps since the last report. They stay on the device until `totals` is asked for."""
+
+  def __init__(self, saved: dict[str, list[float]] | None = None):
+    """saved: what `totals` returned in the run that this one resumes."""
+    self._totals: dict[str, Mean] = {name: (pair[0], pair[1]) for name, pair in (saved or {}).items()}
+    self._waiting: list[Tree] = []
+
+  def add(self, means: Tree) -> None:
+    """means: {name: (sum, weight)}, replicated over devices."""
+    self._waiting.append(means)
+
+  def totals(self) -> dict[str, list[float]]:
+    """{name: [sum, weight]}, added up in the order of the steps, so that an interruption does not change a digit."""
+    for means in self._waiting:
+      self._totals = metrics.add(self._totals, parallel.unreplicate(means))
+    self._waiting = []
+    return {name: [float(total), float(weight)] for name, (total, weight) in self._totals.items()}
+
+
+class Log:
+  """metrics.jsonl (always), TensorBoard (always), wandb (if asked for); a context manager.
+
+  A line is one JSON object: `step`, metrics as `split/name`, times and rates as `speed/name`. What is not a finite number is
+  written as null.
+  """
+
+  def __init__(self, workdir: str, config: ConfigDict, last_step: int):
+    """Cuts the log back to `last_step`, where the run resumes: then it equals an uninterrupted run's, apart from `speed/`."""
+    self.path = os.path.join(workdir, 'metrics.jsonl')
+    kept = [line for line in read_history(workdir) if line['step'] <= last_step]
+    _write_atomically(self.path, ''.join(json.dumps(_finite(line)) + '\n' for line in kept))
+    self._tensorboard = SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=last_step + 1)
+    self._wandb = _start_wandb(workdir, config) if config.log.wandb else None
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    """Appends one line, flushed: it is on disk when this returns."""
+    with open(self.path, 'a') as file:
+      file.write(json.dumps(_finite({'step': step, **values})) + '\n')
+    for name, value in values.items():
+      self._tensorboard.add_scalar(name, value, step)
+    self._tensorboard.flush()
+    if self._wandb:
+      self._wandb.log(values, step=step)
+
+  def __enter__(self) -> Log:
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    self._tensorboard.close()
+    if self._wandb:
+      self._wandb.finish(exit_code=int(error is not None))
+
+
+def read_history(workdir: str) -> History:
+  """The lines of a workdir's metrics.jsonl; [] if it has none. A last line cut short by a kill is left out; null reads as NaN."""
+  try:
+    with open(os.path.join(workdir, 'metrics.jsonl')) as file:
+      lines = file.read().split('\n')[:-1]  # what follows the last newline was never finished
+  except FileNotFoundError:
+    return []
+  return [{k: math.nan if v is None else v for k, v in json.loads(line).items()} for line in lines]
+
+
+def summary(values: dict[str, float]) -> str:
+  """The metrics among `values` in one line for people: 'test/loss 0.08, test/accuracy 0.98'."""
+  return ', '.join(
+    f'{name} {value:.4g}' for name, value in values.items() if name.startswith(('train/', 'validation/', 'test/')))
+
+
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+  return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _write_atomically(path: str, text: str) -> None:
+  with open(path + '.tmp', 'w') as file:
+    file.write(text)
+  os.replace(path + '.tmp', path)
+
+
+def _start_wandb(workdir: str, config: ConfigDict):
+  try:
+    wandb = importlib.import_module('wandb')
+  except ImportError as error:
+    raise UserError('log.wandb is set, but wandb is not installed: pip install wandb, or leave log.wandb off') from error
+  return wandb.init(dir=workdir, name=os.path.basename(os.path.abspath(workdir)), config=config.to_dict(), resume='allow')
+
+
+class Progress:
+  """A bar on a terminal, plain lines elsewhere: step, total, ETA, examples/s (all and per device), loss; a context manager."""
+
+  def __init__(self, first_step: int, num_steps: int, batch_size: int):
+    self._batch_size = batch_size
+    self._bar = tqdm(
+      total=num_steps, initial=first_step, unit='step', dynamic_ncols=True, disable=not sys.stderr.isatty())
+    self._time, self._step = time.monotonic(), first_step
+
+  def advance(self) -> None:
+    """One more step was started."""
+    self._bar.update()
+
+  def restart_clock(self, step: int) -> None:
+    """Leaves what came before, the compilation, out of the rate."""
+    self._time, self._step = time.monotonic(), step
+
+  def report(self, step: int, values: dict[str, float]) -> dict[str, float]:
+    """Shows the window that ends at `step`; returns its rates as {'speed/name': per second}."""
+    now = time.monotonic()
+    seconds_per_step = (now - self._time) / max(1, step - self._step)
+    self._time, self._step = now, step
+    rate = self._batch_size / seconds_per_step
+    rate_per_device = rate / parallel.num_devices()
+    text = f'{rate:,.0f} examples/s'
+    if parallel.num_devices() > 1:
+      text += f' ({rate_per_device:,.0f} a device)'
+    text += ''.join(f', {name} {values[f"train/{name}"]:.4g}' for name in ('loss', 'accuracy') if f'train/{name}' in values)
+    self._bar.set_postfix_str(text)
+    if self._bar.disable:
+      minutes, seconds = divmod(round((self._bar.total - step) * seconds_per_step), 60)
+      self.say(f'step {step}/{self._bar.total}, ETA {minutes}:{seconds:02d}, {text}')
+    return {'speed/examples_per_second': rate, 'speed/examples_per_second_per_device': rate_per_device}
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Leaves the time of something else (an evaluation) out of the rate."""
+    start = time.monotonic()
+    yield
+    self._time += time.monotonic() - start
+
+  def say(self, text: str) -> None:
+    """Prints a line without tearing the bar."""
+    self._bar.write(text, file=sys.stderr)
+    sys.stderr.flush()
+
+  def __enter__(self) -> Progress:
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    self._bar.close()

@@ -1,0 +1,111 @@
+"""One step of training and one of evaluation: pure, written for one device with a named axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from perceiver_jax.training import parallel
+from perceiver_jax.types import Batch, Mean, Task, TrainState, Tree
+
+Apply = Callable[..., tuple[dict, Tree]]  # (params, state, key, batch, *, is_training) -> (outputs, state)
+
+
+def init_state(params: Tree, state: Tree, optimizer: optax.GradientTransformation, ema_decay: float | None) -> TrainState:
+  """The state before the first step."""
+  zero = jnp.zeros([], jnp.int32)
+  ema = None if ema_decay is None else jax.tree.map(jnp.copy, params)
+  return TrainState(zero, params, state, optimizer.init(params), ema, zero)
+
+
+def averaged(state: TrainState) -> Tree:
+  """The parameters to evaluate with: their moving average where the run keeps one."""
+  return state.params if state.ema is None else state.ema
+
+
+def make_train_step(
+  task: Task,
+  apply: Apply,
+  optimizer: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  config: ConfigDict,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Mean]]]:
+  """The update for one device's rows of the batch; to be run by `parallel.over_devices`.
+
+  It differentiates the *sum* of the loss, adds gradients and weights over micro-batches and devices, and divides once: uneven
+  padding, masked tokens and accumulation are then right by construction. An update that is not finite is skipped: parameters,
+  statistics and optimizer stay as they were, and `num_skipped` counts such steps in a row.
+  """
+
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), state.step), parallel.device_index())
+    gradients, model_state, means = _accumulate(task, apply, config.micro_batches, state, batch, key)
+    gradients, means = parallel.sum_over_devices((gradients, means))
+    weight = means['loss'][1]
+    gradients = jax.tree.map(lambda g: g / jnp.where(weight == 0, 1, weight), gradients)
+    norm = optax.global_norm(gradients)
+    finite = jnp.isfinite(norm) & jnp.isfinite(means['loss'][0])
+    updated = _update(state, gradients, parallel.mean_over_devices(model_state), optimizer, config.ema_decay)
+    kept = state._replace(step=state.step + 1, num_skipped=state.num_skipped + 1)
+    means |= {
+      'learning_rate': (schedule(state.step), 1.0),
+      'gradient_norm': (norm, 1.0),
+      'parameter_norm': (optax.global_norm(state.params), 1.0),
+    }
+    means = {name: (jnp.where(finite, total, 0), jnp.where(finite, weight, 0)) for name, (total, weight) in means.items()}
+    means['num_skipped'] = (1.0 - finite, 1.0)
+    means['num_corrupt'] = (parallel.sum_over_devices(jnp.sum(batch['mask'] == 0.0)), 1.0)  # a training batch is never padded
+    return _select(finite, updated, kept), means
+
+  return train_step
+
+
+def _accumulate(
+  task: Task, apply: Apply, micro_batches: int, state: TrainState, batch: Batch, key: jax.Array,
+) -> tuple[Tree, Tree, dict[str, Mean]]:
+  """Gradients of the loss sum, the model's state, and metrics, added up over micro-batches."""
+
+  def loss_sum(params: Tree, model_state: Tree, key: jax.Array, rows: Batch) -> tuple[jax.Array, tuple[Tree, dict[str, Mean]]]:
+    outputs, model_state = apply(params, model_state, key, rows, is_training=True)
+    loss = task.loss(outputs, rows)
+    return loss[0], (model_state, {'loss': loss, **task.metrics(outputs, rows)})
+
+  def micro_step(carry: tuple[Tree, Tree], rows_and_key: tuple[Batch, jax.Array]) -> tuple[tuple[Tree, Tree], None]:
+    model_state, sums = carry
+    rows, key = rows_and_key
+    gradients, (model_state, means) = jax.grad(loss_sum, has_aux=True)(state.params, model_state, key, rows)
+    return (model_state, jax.tree.map(jnp.add, sums, (gradients, means))), None
+
+  rows = {name: x.reshape(micro_batches, -1, *x.shape[1:]) for name, x in batch.items()}
+  keys = jax.random.split(key, micro_batches)
+  shapes = jax.eval_shape(loss_sum, state.params, state.state, key, {name: x[0] for name, x in rows.items()})
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (state.params, shapes[1][1]))
+  (model_state, (gradients, means)), _ = jax.lax.scan(micro_step, (state.state, zeros), (rows, keys))
+  return gradients, model_state, means
+
+
+def _update(
+  state: TrainState, gradients: Tree, model_state: Tree, optimizer: optax.GradientTransformation, ema_decay: float | None,
+) -> TrainState:
+  updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  ema = None if ema_decay is None else optax.incremental_update(params, state.ema, 1.0 - ema_decay)
+  return TrainState(state.step + 1, params, model_state, opt_state, ema, jnp.zeros_like(state.num_skipped))
+
+
+def _select(condition: jax.Array, if_true: Tree, if_false: Tree) -> Tree:
+  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
+
+
+def make_eval_step(task: Task, apply: Apply) -> Callable[[Tree, Tree, Batch], dict[str, Mean]]:
+  """(params, state, one device's rows) -> the loss and metrics of all devices' rows; to be run by `parallel.over_devices`."""
+
+  def eval_step(params: Tree, state: Tree, batch: Batch) -> dict[str, Mean]:
+    outputs, _ = apply(params, state, None, batch, is_training=False)
+    return parallel.sum_over_devices({'loss': task.loss(outputs, batch), **task.metrics(outputs, batch)})
+
+  return eval_step
