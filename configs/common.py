@@ -1,0 +1,125 @@
+"""What every experiment shares: all keys with their defaults, the reading of variants, and the shrinking for a trial.
+
+A default is that of Perceiver IO on ImageNet (2107.14795, appendix A.1) unless its comment says 'ours'; an experiment's
+file sets what differs. [P1] is 2103.03206 v2, [PIO] 2107.14795 v3, [code] the authors' published code.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+  """Every key there is, locked; a placeholder is a key that may stay unset."""
+  config = ConfigDict()
+  config.task = 'image_classification'     # perceiver_jax/tasks/<task>.py
+  config.seed = 0                          # of parameters, data order, augmentation and dropout; ours
+  config.num_steps = 137_625               # optimizer updates; 110 epochs of 1,281,167 images by 1,024
+  config.batch_size = 1024                 # examples per update, over all devices
+  config.micro_batches = 1                 # parts a batch is split into where it does not fit in memory; ours
+  config.precision = 'params=float32,compute=float32,output=float32'  # a jmp policy; ours
+  config.init_from = placeholder(str)      # workdir of a finished run whose parameters to start from
+  config.ema_decay = placeholder(float)    # per step, of an average of the parameters to evaluate; the papers have none
+  config.label_smoothing = 0.1             # probability spread over all classes [code]
+  config.max_skipped = 10                  # non-finite updates in a row before the run stops; ours
+  config.deterministic = False             # the same bits in every run on the same GPUs; slower
+  config.optimizer = _optimizer()
+  config.data = _data()
+  config.model = _model()
+  config.eval = ConfigDict({
+    'every_steps': 5_000,                  # ours
+    'batch_size': 1024,                    # examples, over all devices; ours
+  })
+  config.checkpoint = ConfigDict({
+    'every_steps': 1_000,                  # ours
+    'keep_last': 2,                        # how many of the newest are kept, beside the best; ours
+    'best_metric': 'validation/accuracy',  # the larger the better; ours
+  })
+  config.log = ConfigDict({
+    'every_steps': 100,                    # ours
+    'wandb': False,                        # also to Weights & Biases, where it is installed
+  })
+  return config.lock()
+
+
+def _optimizer() -> ConfigDict:
+  return ConfigDict({
+    'name': 'lamb',                        # lamb, adamw or sgd
+    'peak_lr': 2e-3,                       # at this batch size; not scaled by it
+    'schedule': 'constant_cosine',         # or warmup_cosine, step_decay
+    'warmup_steps': 0,                     # of warmup_cosine, from 0 to peak_lr
+    'weight_decay': 0.1,                   # of weights and tables, not of biases and norms
+    'max_norm': 10.0,                      # global norm to which gradients are clipped
+  })
+
+
+def _data() -> ConfigDict:
+  return ConfigDict({
+    'name': placeholder(str),              # perceiver_jax/data/<name>.py
+    'path': placeholder(str),              # where the records lie, for data that does not come with a package
+    'image_size': 224,                     # pixels, height and width
+    'num_channels': 3,                     # of a pixel: red, green, blue
+    'num_classes': placeholder(int),       # how many labels there are: 0 to num_classes - 1
+    'permutation': 'none',                 # joint: pixels move with their positions [P1 4.1]; pixels: they move alone
+  })
+
+
+def _model() -> ConfigDict:
+  return ConfigDict({
+    'num_latents': 512,                    # rows of the latent array
+    'latent_channels': 1024,               # its width
+    'num_blocks': 8,                       # repeats of the latent Transformer
+    'num_self_attends_per_block': 6,       # depth of the latent Transformer
+    'share_blocks': True,                  # all blocks have one set of parameters
+    'num_cross_attends': 1,                # 1 is Perceiver IO; the original has 8 [P1 4.1]
+    'share_cross_attends': True,           # those after the first have one set of parameters [P1 3.1]
+    'cross_attends': 'interleaved',        # one per num_blocks / num_cross_attends blocks, or start [P1 table 6]
+    'num_cross_heads': 1,                  # of the cross-attends; divides the channels of the inputs
+    'num_self_heads': 8,                   # of the self-attends; divides latent_channels
+    'widening': 1,                         # hidden width of an MLP / its channels
+    'dropout_prob': 0.0,                   # of what a block adds [P1 4.1: it hurt]
+    'attention_dropout_prob': 0.0,         # of attention weights [code]
+    'head': 'query',                       # a learned query [PIO], or pool: the mean of the latents [P1 3.1]
+    'query_channels': 1024,                # width of the query
+    'query_residual': True,                # add the query to what it found; False with learned positions [code]
+    'position': ConfigDict({
+      'kind': 'fourier',                   # or learned
+      'num_bands': 64,                     # of fourier, per axis, up to the Nyquist frequency of the image
+      'spacing': 'linear',                 # of the bands, or log (arXiv v1 of P1)
+      'channels': 256,                     # of learned
+    }),
+  })
+
+
+def words(variant: str, offered: Sequence[str]) -> frozenset[str]:
+  """The words of a variant such as 'perceiver,permuted'. Raises ValueError at one that is not `offered`."""
+  chosen = [word.strip() for word in variant.split(',')] if variant else []
+  for word in chosen:
+    if word not in offered:
+      near = max(offered, key=lambda other: difflib.SequenceMatcher(None, word, other).ratio())
+      raise ValueError(f'there is no variant {word!r}. Did you mean {near!r}? There are: {", ".join(offered)}')
+  return frozenset(chosen)
+
+
+def interleave(config: ConfigDict, num_cross_attends: int) -> None:
+  """Turns Perceiver IO into the original: a cross-attend before every block, and a pooled head [P1 3.1]."""
+  config.model.update({'num_cross_attends': num_cross_attends, 'num_blocks': num_cross_attends, 'head': 'pool'})
+
+
+def debug(config: ConfigDict) -> None:
+  """Shrinks an experiment until it shows in seconds that all of it runs; it will have learned nothing."""
+  config.update({'num_steps': 20, 'batch_size': 16})
+  config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, 5)
+  config.checkpoint.every_steps = 5
+  config.eval.update({'every_steps': 10, 'batch_size': 64})
+  config.log.every_steps = 5
+  num_cross_attends = min(config.model.num_cross_attends, 2)
+  config.model.update({
+    'num_latents': 4, 'latent_channels': 16, 'num_blocks': 2, 'num_self_attends_per_block': 1,
+    'num_cross_attends': num_cross_attends, 'num_self_heads': 2, 'query_channels': 16,
+  })
+  config.model.position.update({'num_bands': 4, 'channels': 16})

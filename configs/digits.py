@@ -1,0 +1,49 @@
+"""Handwritten digits that come with scikit-learn, 8 x 8 pixels: the whole program, on real data, in minutes, anywhere.
+
+Paper: none has it. Perceiver IO and the original Perceiver (2107.14795, 2103.03206), shrunk.
+Command: python train.py --config=configs/digits.py --workdir=runs/digits
+Cost: at most 4 minutes on 2 CPU cores.
+Expected: a mean test accuracy of at least 0.975 over seeds 0, 1 and 2. Measured: see README.
+
+Variants, joined by commas: io (the default) is Perceiver IO; perceiver is the original, 4 interleaved cross-attends and
+a pooled head; learned has a table of positions in place of Fourier features; permuted moves every pixel, with its
+position, to a fixed random place, which changes nothing for a Perceiver; debug runs 20 steps of a tiny model.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+VARIANTS = ('io', 'perceiver', 'learned', 'permuted', 'debug')
+
+
+def get_config(variant: str = '') -> ConfigDict:
+  """The locked config; `variant` holds words of VARIANTS, joined by commas."""
+  words = common.words(variant, VARIANTS)
+  config = common.get_config()
+  # Every number here is ours.
+  config.update({'num_steps': 1_500, 'batch_size': 128})
+  config.optimizer.update({
+    'name': 'adamw', 'peak_lr': 2e-3, 'schedule': 'warmup_cosine', 'warmup_steps': 100,
+    'weight_decay': 0.05, 'max_norm': 1.0,
+  })
+  config.data.update({'name': 'digits', 'image_size': 8, 'num_channels': 1, 'num_classes': 10})
+  config.model.update({
+    'num_latents': 32, 'latent_channels': 96, 'num_blocks': 2, 'num_self_attends_per_block': 2, 'num_self_heads': 4,
+    'query_channels': 96,
+  })
+  config.model.position.update({'num_bands': 8, 'channels': 32})
+  config.eval.update({'every_steps': 250, 'batch_size': 128})
+  config.checkpoint.every_steps = 250
+  config.log.every_steps = 25
+  if 'perceiver' in words:
+    common.interleave(config, num_cross_attends=4)
+    config.model.num_self_attends_per_block = 1
+  if 'learned' in words:
+    config.model.position.kind = 'learned'
+    config.model.query_residual = False
+  if 'permuted' in words:
+    config.data.permutation = 'joint'
+  if 'debug' in words:
+    common.debug(config)
+  return config

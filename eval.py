@@ -1,0 +1,8 @@
+"""Evaluates a run from its folder alone: `python eval.py --workdir=runs/digits`; --help says more."""
+
+import sys
+
+from perceiver_jax import commands
+
+if __name__ == '__main__':
+  sys.exit(commands.evaluate())

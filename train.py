@@ -1,0 +1,8 @@
+"""Trains what a config says: `python train.py --config=configs/digits.py --workdir=runs/digits`; --help says more."""
+
+import sys
+
+from perceiver_jax import commands
+
+if __name__ == '__main__':
+  sys.exit(commands.train())
