@@ -66,21 +66,18 @@ def load(workdir: str | os.PathLike) -> ConfigDict:
   return ConfigDict(_tuples(values)).lock()
 
 
-def claim(config: ConfigDict, workdir: str | os.PathLike) -> None:
-  """Makes `workdir` the folder of this run: writes its config, or finds the same one there.
+def claim(config: ConfigDict, workdir: str | os.PathLike, *, is_new: bool) -> None:
+  """Makes `workdir` the folder of this run: writes its config where the run `is_new`, else finds the same one there.
 
-  Raises UserError where it holds a run of another config, naming the keys; nothing there is touched.
+  Raises UserError where another config has left something to lose, naming the keys; nothing there is touched.
   """
-  if not os.path.exists(Path(workdir) / 'config.json'):  # Path.exists raises in a folder we may not enter
+  if is_new:
     save(config, workdir)
-    return
-  different = differences(load(workdir), config)
-  if different:
+  elif different := differences(load(workdir), config):
     shown = '; '.join(different[:5]) + ('; ...' if len(different) > 5 else '')
     raise UserError(
       f'{workdir} holds a run of another config: {shown}.\n'
-      'Choose another --workdir, or give these keys the values of that run'
-    )
+      'Choose another --workdir, or give these keys the values that they have there')
 
 
 def differences(saved: ConfigDict, current: ConfigDict) -> list[str]:

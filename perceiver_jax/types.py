@@ -36,7 +36,7 @@ class Task(NamedTuple):
   """
 
   spec: Spec
-  batches: Callable[..., Any]               # (split, *, batch_size, is_training, first_step=0) -> iterator of host batches
+  batches: Callable[..., Any]               # (split, *, batch_size, is_training, first_step=0) -> generator of host batches
   forward: Callable[..., dict[str, Any]]    # (batch, *, is_training, capture=False) -> outputs;
                                             #   capture adds outputs['captured']: attention maps and latents
   loss: Callable[[Any, Batch], Mean]        # (outputs, batch) -> (sum, weight)

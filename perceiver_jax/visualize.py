@@ -7,6 +7,7 @@ Lengths are pixels, counted from the top left corner of a panel; text sizes are 
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import math
 import os
@@ -27,7 +28,6 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 from perceiver_jax.types import History, UserError
 
 Size: TypeAlias = tuple[float, float]                 # width, height
-
 WIDTH, HEIGHT, DPI = 1400, 700, 100
 MARGIN, GAP, HEADING_HEIGHT = 24, 10, 118             # a heading: the title, a panel's name, the line below it, and air
 LINE_HEIGHT, CAPTION_HEIGHT = 17, 46                  # a caption: two lines below an image, and air
@@ -338,10 +338,10 @@ def write(page: Axes, text: str, left: float, middle: float, size: int = SMALL, 
 
 def shorten(text: str, width: float, **font: Any) -> str:
   """The text, its end replaced by an ellipsis where it is wider than `width` pixels."""
-  whole = text
-  while text and text_width(text + '…' * (text != whole), **font) > width:
-    text = text[:-1]
-  return text + '…' * (text != whole)
+  if text_width(text, **font) <= width:
+    return text
+  too_long = bisect.bisect(range(len(text)), width, key=lambda end: text_width(text[:end] + '…', **font))
+  return text[:max(0, too_long - 1)].rstrip() + '…'
 
 
 def text_width(text: str, **font: Any) -> float:

@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 from perceiver_jax import losses, metrics
 from perceiver_jax.adapters.image import pixel_inputs
 from perceiver_jax.core.perceiver import Decoder, Encoder, Processor, encode, learned_query, pool
-from perceiver_jax.data.permutation import permutation, permute_pixels
 from perceiver_jax.types import Array, Batch, Field, History, Mean, Task, UserError
 
 
@@ -45,6 +44,8 @@ def make(config: ConfigDict) -> Task:
 
 def _order(data: ConfigDict) -> Array | None:
   """[H * W]: which pixel of the picture stands in each place; None where none was moved."""
+  from perceiver_jax.data.permutation import permutation
+
   return None if data.permutation == 'none' else permutation(data.image_size**2)
 
 
@@ -55,6 +56,7 @@ def _data_module(config: ConfigDict) -> ModuleType:
 def _batches(config: ConfigDict, split: str, *, batch_size: int, is_training: bool, first_step: int = 0) -> Iterator[Batch]:
   """uint8 images whose pixels stand in permuted places, if the config says so; see data/pipeline.py."""
   from perceiver_jax.data import pipeline
+  from perceiver_jax.data.permutation import permute_pixels
 
   data, spec, order = _data_module(config), make(config).spec, _order(config.data)
   source = data.load(config.data, split)
@@ -112,6 +114,7 @@ def _metrics(outputs: dict[str, Any], batch: Batch) -> dict[str, Mean]:
 def _draw(config: ConfigDict, predict: Callable[..., dict[str, Any]], history: History, path: str) -> None:
   """The curves, some test pictures with what the model says of them, and where a few latents look."""
   from perceiver_jax import visualize
+  from perceiver_jax.data.permutation import permute_pixels
 
   some = list(itertools.islice(_batches(config, 'test', batch_size=32, is_training=False), 12))
   logits = np.concatenate([predict(batch)['logits'] for batch in some])

@@ -1,12 +1,11 @@
 """Checkpoints: what a run needs to go on as if nothing had happened, and what evaluation and fine-tuning start from.
 
 One checkpoint is one directory, named by its step:
-
   <step>/state/           the TrainState of one replica, written by Orbax, which does not notice a flipped bit
   <step>/checkpoint.json  so this holds the SHA-256 of every file of state/ and of itself; and extras and metrics
 
-Both are written under `<step>.orbax-checkpoint-tmp`, which nobody reads and which gets its name when it is whole. So a
-kill at any moment leaves whole checkpoints only, and one without checkpoint.json counts as damaged.
+Both are written in `<step>.orbax-checkpoint-tmp`, which nobody reads, and which is renamed when whole: a kill at any
+moment leaves whole checkpoints only. One without checkpoint.json counts as damaged.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ RECORD = 'checkpoint.json'
 class DamagedCheckpoint(UserError):
   """A file of a checkpoint is missing, or is not what was written."""
 
-  def __init__(self, checkpoint: Path, damage: str) -> None:
-    super().__init__(f'checkpoint {checkpoint} is damaged: {damage}')
+  def __init__(self, checkpoint: Path, what: str) -> None:
+    super().__init__(f'checkpoint {checkpoint} is damaged: {what}')
 
 
 class Checkpoints:
@@ -62,7 +61,6 @@ class Checkpoints:
     self._directory = Path(directory).absolute()
     self._keep_last, self._best_metric = keep_last, best_metric
     self._scores, self._damaged = _scores(self._directory), set[int]()
-    self._saving: tuple[int, dict[str, Any]]
     with _disk_errors(f'cannot write checkpoints to {self._directory}'):
       self._directory.mkdir(parents=True, exist_ok=True)
       tempfile.TemporaryFile(dir=self._directory).close()
@@ -80,19 +78,17 @@ class Checkpoints:
   def __exit__(self, *error: object) -> None:
     self.close()
 
-  def save(
-    self, step: int, state: TrainState, extras: dict[str, Any], metrics: Mapping[str, float] | None = None,
-  ) -> None:
+  def save(self, step: int, state: TrainState, extras: dict[str, Any], metrics: Mapping[str, float] | None) -> None:
     """Waits for the save before it, copies its arguments, and writes them in the background.
 
-    Saving a step again keeps the state that is there. If `metrics` are given, they and `extras` replace the old ones:
-    an evaluation that was interrupted after its step was saved, and made up for on resuming.
+    Saving a step again keeps the state that is there; `metrics`, if given, and `extras` then replace the old ones (for
+    an evaluation that was interrupted, and made up for on resuming).
 
     Args:
       step: number of steps taken.
       state: host arrays, without a replica axis.
       extras: what JSON can hold. Keys become strings; floats come back exactly.
-      metrics: {'split/name': value}, if this step was evaluated.
+      metrics: {'split/name': value}; None if this step was not evaluated.
 
     Raises:
       UserError: this save, or the one before it, could not be written.
@@ -123,12 +119,10 @@ class Checkpoints:
 
     Raises:
       DamagedCheckpoint: a file is missing or has changed.
-      UserError: no such step, or a state unlike the template: every entry that differs is named.
+      UserError: a state unlike the template: every entry that differs is named.
     """
     self.wait()
     path = self._directory / str(step)
-    if not path.is_dir():
-      raise UserError(f'no checkpoint of step {step} in {self._directory}, only of {_steps(self._directory)}')
     extras = _verify(path)['extras']
     _check_fits(path, template, _saved_tree(path))
     return _read_arrays(path, template), extras
@@ -207,8 +201,7 @@ def load_weights(
   """
   directory = _find_checkpoints(path)
   best = _best(_scores(directory)) if which == 'best' else None
-  step = _steps(directory)[-1] if best is None else best
-  checkpoint = directory / str(step)
+  checkpoint = directory / str(_steps(directory)[-1] if best is None else best)
   _verify(checkpoint)
   saved = _saved_tree(checkpoint)
   params = 'params' if saved['ema'] is None else 'ema'
@@ -216,7 +209,7 @@ def load_weights(
   if template is not None:
     _check_fits(checkpoint, {params: template.params, 'state': template.state}, saved)
   arrays = _read_arrays(checkpoint, saved)
-  return step, arrays[params], arrays['state']
+  return int(checkpoint.name), arrays[params], arrays['state']
 
 
 def init_params(path: str | Path, params: Tree) -> Tree:
@@ -235,9 +228,8 @@ def init_params(path: str | Path, params: Tree) -> Tree:
   if not taken:
     raise UserError(
       f'config.init_from: no parameter of {path} (step {step}) has the name and shape of one of this model')
-  logging.info('Took %d of %d parameters from step %d of %s.', len(taken), len(wanted), step, path)
   for what, names in {
-    'Taken': taken,
+    f'Taken from step {step} of {path}': taken,
     'Not taken, of another shape': {f'{n} {found[n].shape} -> {wanted[n].shape}' for n in shared - taken},
     'Not taken, not in the checkpoint': wanted.keys() - shared,
     'Not used, not in this model': found.keys() - shared,
@@ -260,7 +252,7 @@ def _find_checkpoints(path: str | Path) -> Path:
   for directory in (Path(path).absolute() / 'checkpoints', Path(path).absolute()):
     if _steps(directory):
       return directory
-  raise UserError(f'no checkpoint in {path}: expected a workdir (checkpoints/<step>/ in it) or its checkpoints directory')
+  raise UserError(f'no checkpoint in {path}: expected a workdir, with checkpoints/<step>/ in it, or that directory')
 
 
 def _steps(directory: Path) -> list[int]:
@@ -309,7 +301,7 @@ def _read_record(checkpoint: Path) -> dict[str, Any]:
     record = json.loads((checkpoint / RECORD).read_bytes())
   except (OSError, ValueError) as error:
     raise DamagedCheckpoint(checkpoint, f'{RECORD} cannot be read ({error})') from error
-  if record.pop('sha256', None) != _record_digest(record):
+  if not isinstance(record, dict) or record.pop('sha256', None) != _record_digest(record):
     raise DamagedCheckpoint(checkpoint, f'{RECORD} has changed since it was written')
   return record
 
@@ -319,16 +311,16 @@ def _verify(checkpoint: Path) -> dict[str, Any]:
   record = _read_record(checkpoint)
   for name, digest in record['files'].items():
     try:
-      found = _file_digest(checkpoint / name)
+      changed = _file_digest(checkpoint / name) != digest
     except OSError as error:
       raise DamagedCheckpoint(checkpoint, f'{name} cannot be read ({error.strerror})') from error
-    if found != digest:
+    if changed:
       raise DamagedCheckpoint(checkpoint, f'{name} has changed since it was written')
   return record
 
 
 def _saved_tree(checkpoint: Path) -> Tree:
-  """What was saved, with shape and dtype in place of arrays; named tuples are dicts and empty ones None."""
+  """What was saved, with shape and dtype in place of arrays; named tuples come as dicts."""
   return ocp.PyTreeCheckpointHandler().metadata(checkpoint / STATE).tree
 
 
@@ -347,12 +339,11 @@ def _entries(tree: Tree) -> dict[str, Any]:
 
 def _check_fits(checkpoint: Path, template: Tree, saved: Tree) -> None:
   """Raises UserError. Orbax itself casts a wrong dtype without a word, and a partial restore skips what is extra."""
-  expected, found = _entries(template), _entries(saved)
-  problems = [f'{name} is missing' for name in expected if name not in found]
-  problems += [f'{name} is not in the model' for name in found if name not in expected]
-  for name in expected.keys() & found.keys():
-    want, have = (f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}' for leaf in (expected[name], found[name]))
-    if want != have:
-      problems.append(f'{name} is {have}, expected {want}')
-  if problems:
-    raise UserError(f'checkpoint {checkpoint} does not fit this model and optimizer: {"; ".join(sorted(problems))}')
+  expected, found = (
+    {name: f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}' for name, leaf in _entries(tree).items()}
+    for tree in (template, saved))
+  differences = [
+    f'{name} is {found.get(name, "missing")}, expected {expected.get(name, "nothing")}'
+    for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
+  if differences:
+    raise UserError(f'checkpoint {checkpoint} does not fit this model and optimizer: {"; ".join(differences)}')

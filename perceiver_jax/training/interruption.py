@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType, TracebackType
 
@@ -24,6 +25,8 @@ class Interruption:
   def _request(self, number: int, frame: FrameType | None) -> None:
     self.requested = signal.Signals(number).name
     signal.signal(number, self._previous[number])
+    # Not print: a handler may have interrupted one.
+    os.write(2, f'\n{self.requested}: saving and stopping after this step; once more stops at once.\n'.encode())
 
   def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
     for number, handler in self._previous.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from typing import NamedTuple
@@ -18,8 +19,8 @@ from perceiver_jax.training.experiment import Experiment, build
 from perceiver_jax.training.interruption import Interruption
 from perceiver_jax.training.profile import profiler
 from perceiver_jax.training.progress import Log, Progress, Window, read_history, summary
-from perceiver_jax.training.step import averaged
-from perceiver_jax.types import NumericsError, Task, TrainState
+from perceiver_jax.training.step import averaged, get_means
+from perceiver_jax.types import NumericsError, Task, TrainState, Tree, UserError
 
 FINISHED, INTERRUPTED = 0, 75  # exit codes
 
@@ -56,31 +57,45 @@ def train(config: ConfigDict, workdir: str, task: Task, *, profile_steps: int = 
   """
   parallel.check_batch_size(config.batch_size, config.micro_batches)
   experiment = build(config, task)
-  run_config.claim(config, workdir)
-  history = read_history(workdir)
-  if history and 'test/loss' in history[-1]:
-    print(f'{workdir} has finished already: {summary(history[-1])}')
-    return FINISHED
+  template = jax.eval_shape(experiment.init)
+  _check_evaluation(config, task, experiment, template)
   directory, keep = os.path.join(workdir, 'checkpoints'), config.checkpoint
   with (
     Interruption() as interruption,
     Checkpoints(directory, keep_last=keep.keep_last, best_metric=keep.best_metric) as checkpoints,
   ):
-    state, extras = _first_state(config, experiment, checkpoints)
+    run_config.claim(config, workdir, is_new=checkpoints.latest_step() is None)
+    history = read_history(workdir)
+    if history and 'test/loss' in history[-1]:
+      print(f'{workdir} has finished already: {summary(history[-1])}')
+      return FINISHED
+    state, extras = _first_state(config, experiment, checkpoints, template)
     with Log(workdir, config, last_step=int(state.step)) as log:
       run = Run(config, workdir, task, experiment, checkpoints, log, interruption)
       step = _take_steps(run, state, extras, profile_steps)
       checkpoints.wait()
-      if interruption.requested:
+      exit_code = INTERRUPTED if interruption.requested else _finish(run, template)
+      if exit_code == INTERRUPTED:
         print(f'Stopped by {interruption.requested} and saved; the same command resumes at step {step} of {config.num_steps}.')
-        return INTERRUPTED
-      _finish(run)
-  return FINISHED
+  return exit_code
 
 
-def _first_state(config: ConfigDict, experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState, dict]:
+def _check_evaluation(config: ConfigDict, task: Task, experiment: Experiment, template: TrainState) -> None:
+  """Tries what is needed only later: a fault of the validation data, say, should not show after hours of training."""
+  for split in ('validation', 'test'):
+    with contextlib.closing(task.batches(split, batch_size=config.eval.batch_size, is_training=False)) as batches:
+      batch = next(batches)
+  means = jax.eval_shape(functools.partial(get_means, task, experiment.apply), template.params, template.state, batch)
+  names = [f'validation/{name}' for name in means]
+  if config.checkpoint.best_metric not in names:
+    raise UserError(f'checkpoint.best_metric={config.checkpoint.best_metric!r} is not measured; there are {", ".join(names)}')
+
+
+def _first_state(
+  config: ConfigDict, experiment: Experiment, checkpoints: Checkpoints, template: TrainState,
+) -> tuple[TrainState, dict]:
   """Where a run starts, in this order: the newest checkpoint of its workdir; `config.init_from`; its seed."""
-  restored = checkpoints.restore_latest(jax.eval_shape(experiment.init))
+  restored = checkpoints.restore_latest(template)
   if restored:
     print(f'Resuming at step {int(restored[0].step)} of {config.num_steps}.', file=sys.stderr)
     return restored
@@ -109,9 +124,7 @@ def _take_steps(run: Run, state: TrainState, extras: dict, profile_steps: int) -
       values = None
       if due(step, config.eval.every_steps, last) and not evaluated:
         with progress.paused():
-          values = evaluate(
-            run.task, run.experiment, averaged(state), state.state, 'validation',
-            batch_size=config.eval.batch_size, interrupted=lambda: run.interruption.requested)
+          values = _evaluate(run, averaged(state), state.state, 'validation')
         evaluated = values is not None
         if values is not None:
           run.log.write(step, values)
@@ -138,6 +151,12 @@ def _take_steps(run: Run, state: TrainState, extras: dict, profile_steps: int) -
         _check_numerics(state, config.max_skipped)
 
 
+def _evaluate(run: Run, params: Tree, state: Tree, split: str) -> dict[str, float] | None:
+  return evaluate(
+    run.task, run.experiment, params, state, split,
+    batch_size=run.config.eval.batch_size, interrupted=lambda: run.interruption.requested)
+
+
 def _check_numerics(state: TrainState, max_skipped: int) -> None:
   num_skipped = int(parallel.unreplicate(state.num_skipped))
   if num_skipped >= max_skipped:
@@ -146,16 +165,22 @@ def _check_numerics(state: TrainState, max_skipped: int) -> None:
       'Lower optimizer.peak_lr, or look at the data. Checkpoints from before are intact.')
 
 
-def _finish(run: Run) -> None:
-  """The picture, and the best checkpoint's figures on the test split as the last line; that line is what says 'finished'."""
-  config, best = run.config, run.checkpoints.best_step()
-  state, _ = run.checkpoints.restore(best, jax.eval_shape(run.experiment.init))
-  params = parallel.replicate(averaged(state))
-  values = evaluate(
-    run.task, run.experiment, params, parallel.replicate(state.state), 'test', batch_size=config.eval.batch_size)
-  line = {'step': config.num_steps, **values, 'checkpoint/best_step': best}
+def _finish(run: Run, template: TrainState) -> int:
+  """The best checkpoint's figures on the test split, the picture, and the last line, which says that the run has finished."""
+  config, checkpoints = run.config, run.checkpoints
+  best = checkpoints.best_step()
+  if best is None:  # no evaluation gave a number
+    best = checkpoints.latest_step()
+  state, _ = checkpoints.restore(best, template)
+  params, model_state = parallel.replicate((averaged(state), state.state))
+  values = _evaluate(run, params, model_state, 'test')
+  if values is None:
+    return INTERRUPTED
+  line = {**values, 'checkpoint/best_step': best}
   if run.task.draw:
     predict = predictor(run.experiment, averaged(state), state.state)
-    run.task.draw(predict, [*read_history(run.workdir), line], os.path.join(run.workdir, 'summary.png'))
-  run.log.write(config.num_steps, {**values, 'checkpoint/best_step': best})
+    history = [*read_history(run.workdir), {'step': config.num_steps, **line}]
+    run.task.draw(predict, history, os.path.join(run.workdir, 'summary.png'))
+  run.log.write(config.num_steps, line)
   print(f'Finished {config.num_steps} steps: {summary(values)}, by the checkpoint of step {best}. Everything is in {run.workdir}')
+  return FINISHED

@@ -61,7 +61,8 @@ class Log:
     with open(self.path, 'a') as file:
       file.write(json.dumps(_finite({'step': step, **values})) + '\n')
     for name, value in values.items():
-      self._tensorboard.add_scalar(name, value, step)
+      if math.isfinite(value):
+        self._tensorboard.add_scalar(name, value, step)
     self._tensorboard.flush()
     if self._wandb:
       self._wandb.log(values, step=step)

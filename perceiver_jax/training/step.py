@@ -47,15 +47,11 @@ def make_train_step(
     gradients, means = parallel.sum_over_devices((gradients, means))
     weight = means['loss'][1]
     gradients = jax.tree.map(lambda g: g / jnp.where(weight == 0, 1, weight), gradients)
-    norm = optax.global_norm(gradients)
-    finite = jnp.isfinite(norm) & jnp.isfinite(means['loss'][0])
     updated = _update(state, gradients, parallel.mean_over_devices(model_state), optimizer, config.ema_decay)
+    norms = {'gradient_norm': optax.global_norm(gradients), 'parameter_norm': optax.global_norm(updated.params)}
+    finite = jnp.all(jnp.isfinite(jnp.stack([*norms.values(), means['loss'][0]])))
     kept = state._replace(step=state.step + 1, num_skipped=state.num_skipped + 1)
-    means |= {
-      'learning_rate': (schedule(state.step), 1.0),
-      'gradient_norm': (norm, 1.0),
-      'parameter_norm': (optax.global_norm(state.params), 1.0),
-    }
+    means |= {name: (value, 1.0) for name, value in {'learning_rate': schedule(state.step), **norms}.items()}
     means = {name: (jnp.where(finite, total, 0), jnp.where(finite, weight, 0)) for name, (total, weight) in means.items()}
     means['num_skipped'] = (1.0 - finite, 1.0)
     means['num_corrupt'] = (parallel.sum_over_devices(jnp.sum(batch['mask'] == 0.0)), 1.0)  # a training batch is never padded
@@ -101,11 +97,12 @@ def _select(condition: jax.Array, if_true: Tree, if_false: Tree) -> Tree:
   return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
 
 
+def get_means(task: Task, apply: Apply, params: Tree, state: Tree, batch: Batch) -> dict[str, Mean]:
+  """The loss and metrics of a batch, not training."""
+  outputs, _ = apply(params, state, None, batch, is_training=False)
+  return {'loss': task.loss(outputs, batch), **task.metrics(outputs, batch)}
+
+
 def make_eval_step(task: Task, apply: Apply) -> Callable[[Tree, Tree, Batch], dict[str, Mean]]:
   """(params, state, one device's rows) -> the loss and metrics of all devices' rows; to be run by `parallel.over_devices`."""
-
-  def eval_step(params: Tree, state: Tree, batch: Batch) -> dict[str, Mean]:
-    outputs, _ = apply(params, state, None, batch, is_training=False)
-    return parallel.sum_over_devices({'loss': task.loss(outputs, batch), **task.metrics(outputs, batch)})
-
-  return eval_step
+  return lambda params, state, batch: parallel.sum_over_devices(get_means(task, apply, params, state, batch))
