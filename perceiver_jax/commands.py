@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging as std_logging
 import os
 import pkgutil
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict
 
 # JAX and Haiku are imported once the command line is known to be right: a typo is answered at once.
@@ -138,7 +139,17 @@ def _show(text: str) -> int:
   return 0
 
 
+def _show_log() -> None:
+  """Shows everybody's warnings, and what we have to say; Orbax alone would say a hundred things a save."""
+  flags.FLAGS.mark_as_parsed()  # absl would complain of being used too early
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().addFilter(
+    lambda record: record.levelno > std_logging.INFO or 'perceiver_jax' in record.pathname)
+
+
 def _train(config: ConfigDict, workdir: str, profile_steps: int) -> int:
+  _show_log()
   task = _make_task(config)
   from perceiver_jax.training import loop
 

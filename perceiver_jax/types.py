@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = 'jax.Array | np.ndarray'
 Tree: TypeAlias = Any                       # a nested dict, tuple or named tuple of arrays
-Batch: TypeAlias = Mapping[str, Array]      # {name: [B, ...]}; always holds 'mask' [B], float32: the weight of an example, 0 = padding
-Mean: TypeAlias = tuple[Array, Array]       # (weighted sum, weight): adds up over batches and devices, divided once, on the host
+Batch: TypeAlias = Mapping[str, Array]      # {name: [B, ...]}; 'mask' [B], float32, is an example's weight, 0 = padding
+Mean: TypeAlias = 'tuple[Array | float, Array | float]'  # (weighted sum, weight): adds up; divided once, at the end
 History: TypeAlias = list[dict[str, float]]  # the lines of metrics.jsonl
 
 AXIS = 'devices'                            # the axis that parallel.over_devices maps over
@@ -32,11 +32,11 @@ Spec: TypeAlias = Mapping[str, Field]       # what one example holds: the contra
 class Task(NamedTuple):
   """What a run needs to know about an experiment; made by `tasks/<name>.make(config)`.
 
-  Every entry but `batches` and `draw` is pure. `forward` calls Haiku modules and must run under `hk.transform_with_state`.
+  All but `batches` and `draw` are pure. `forward` calls Haiku modules: it must run under `hk.transform_with_state`.
   """
 
   spec: Spec
-  batches: Callable[..., Any]               # (split, *, batch_size, is_training, first_step=0) -> generator of host batches
+  batches: Callable[..., Any]               # (split, *, batch_size, is_training, first_step=0) -> generator of batches
   forward: Callable[..., dict[str, Any]]    # (batch, *, is_training, capture=False) -> outputs;
                                             #   capture adds outputs['captured']: attention maps and latents
   loss: Callable[[Any, Batch], Mean]        # (outputs, batch) -> (sum, weight)
@@ -57,7 +57,7 @@ class TrainState(NamedTuple):
 
 
 class UserError(Exception):
-  """A mistake that the person who started the run can mend. Its message is one or two plain lines: what, where, what to do."""
+  """A mistake that the person who started the run can mend. Its message, a line or two: what, where, what to do."""
 
 
 class NumericsError(Exception):

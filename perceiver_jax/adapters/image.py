@@ -16,8 +16,8 @@ def pixel_inputs(image: Array, position: ConfigDict, order: Array | None = None)
   Args:
     image: [B, H, W, C] uint8, or float already in [-1, 1].
     position: config.model.position: `kind`, and what that kind needs.
-    order: [H * W] int: the grid cell that the pixel in place m comes from, for an image whose pixels were moved and shall keep
-      their coordinates; None where every pixel is at home.
+    order: [H * W] int: the grid cell that the pixel in place m comes from, for an image whose pixels were moved and
+      shall keep their coordinates; None where every pixel is at home.
 
   Returns:
     H * W elements in row-major order, features [B, H * W, C] in [-1, 1].

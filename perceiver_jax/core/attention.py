@@ -35,7 +35,8 @@ def attend(
     dropout_prob: in [0, 1), dropout on the attention weights; needs a Haiku random key when above 0.
 
   Returns:
-    [B, T, H * V], exactly 0 for a query that may not attend or has no valid key, and the weights [B, H, T, S], float32 or wider.
+    [B, T, H * V], exactly 0 for a query that may not attend or has no valid key; and the weights [B, H, T, S], float32
+    or wider.
   """
   precise = jnp.promote_types(query.dtype, jnp.float32)
   logits = jnp.einsum('bthk,bshk->bhts', query, key, preferred_element_type=precise) * query.shape[-1] ** -0.5
@@ -61,7 +62,7 @@ def _attending(valid: Array | None, query_mask: Array | None) -> jax.Array | Non
 
 def layer_norm(x: Array, name: str, dtype: jnp.dtype | None = None) -> jax.Array:
   """LayerNorm over channels, eps 1e-5, with statistics in float32 or wider; returns `dtype`, by default that of `x`."""
-  precise = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  precise = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
   return hk.LayerNorm(axis=-1, create_scale=True, create_offset=True, name=name)(precise).astype(dtype or x.dtype)
 
 
@@ -97,14 +98,14 @@ class Attention(hk.Module):
 
   def __call__(
     self,
-    query: Array,
-    inputs: Array,
+    query: jax.Array,
+    inputs: jax.Array,
     *,
     is_training: bool,
     valid: Array | None = None,
     query_mask: Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """query [B, T, Cq], inputs [B, S, C], masks as in `attend` -> [B, T, output_channels] and the weights [B, H, T, S]."""
+    """query [B, T, Cq], inputs [B, S, C], masks as in `attend` -> [B, T, output_channels], weights [B, H, T, S]."""
     outputs, weights = attend(
       self._heads(query, self.qk_channels, 'query'),
       self._heads(inputs, self.qk_channels, 'key'),
@@ -116,7 +117,7 @@ class Attention(hk.Module):
     return _linear(self.output_channels, 'output')(outputs), weights
 
   @hk.transparent
-  def _heads(self, x: Array, num_channels: int, name: str) -> jax.Array:
+  def _heads(self, x: jax.Array, num_channels: int, name: str) -> jax.Array:
     x = _linear(num_channels, name)(x)
     return x.reshape(*x.shape[:-1], self.num_heads, -1)
 
@@ -129,7 +130,7 @@ class Mlp(hk.Module):
     super().__init__(name=name)
     self.widening = widening
 
-  def __call__(self, x: Array) -> jax.Array:
+  def __call__(self, x: jax.Array) -> jax.Array:
     num_channels = x.shape[-1]
     hidden = jax.nn.gelu(_linear(self.widening * num_channels, 'hidden')(x), approximate=True)
     return _linear(num_channels, 'output')(hidden)
@@ -138,8 +139,8 @@ class Mlp(hk.Module):
 class CrossAttend(hk.Module):
   """Lets a query [B, T, Cq] read from an input array (eqs 4-6), pre-norm on both sides.
 
-  The query, key and value widths default to the width of the inputs, not of the query (as in the authors' code; the first
-  paper's appendix C says the smaller of the two). The result has the query's width.
+  The query, key and value widths default to the width of the inputs, not of the query (as in the authors' code; the
+  first paper's appendix C says the smaller of the two). The result has the query's width.
   """
 
   def __init__(
@@ -164,7 +165,7 @@ class CrossAttend(hk.Module):
 
   def __call__(
     self,
-    query: Array,
+    query: jax.Array,
     inputs: InputArray,
     *,
     is_training: bool,
@@ -172,7 +173,8 @@ class CrossAttend(hk.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """Returns [B, T, Cq] and the attention weights [B, H, T, M].
 
-    A query masked out by `query_mask` [B, T], or with no valid input, reads nothing: it goes on through bias, residual and MLP.
+    A query masked out by `query_mask` [B, T], or with no valid input, reads nothing: it goes on through bias, residual
+    and MLP.
     """
     joined = dense(inputs)
     qk_channels = self.qk_channels or joined.shape[-1]
@@ -208,7 +210,7 @@ class SelfAttend(hk.Module):
     self.dropout_prob = dropout_prob
     self.attention_dropout_prob = attention_dropout_prob
 
-  def __call__(self, x: Array, *, is_training: bool) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, x: jax.Array, *, is_training: bool) -> tuple[jax.Array, jax.Array]:
     """x [B, N, D] -> [B, N, D] and the attention weights [B, H, N, N]."""
     num_channels = x.shape[-1]
     normed = layer_norm(x, 'attention_norm')

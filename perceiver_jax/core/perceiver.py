@@ -6,6 +6,7 @@ Shapes: B batch, M inputs, N latents, D latent channels, O queries, E output cha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import haiku as hk
 import jax
@@ -14,14 +15,14 @@ import jax.numpy as jnp
 from perceiver_jax.core.attention import CrossAttend, SelfAttend
 from perceiver_jax.core.input_array import InputArray
 from perceiver_jax.core.position_encoding import LearnedTable
-from perceiver_jax.types import Array, Tree, UserError
+from perceiver_jax.types import Tree, UserError
 
 
 class Encoder(hk.Module):
   """The learned latents, and the cross-attends by which they read the inputs.
 
-  `num_cross_attends` is 1 in Perceiver IO and 8 in the original on ImageNet. With `share_cross_attends` those after the first
-  have one set of parameters; the first always has its own (2103.03206, section 3.1: sharing it too was unstable).
+  `num_cross_attends` is 1 in Perceiver IO and 8 in the original on ImageNet. With `share_cross_attends` those after the
+  first have one set of parameters; the first always has its own (2103.03206, section 3.1: sharing it was unstable).
   """
 
   def __init__(
@@ -40,7 +41,7 @@ class Encoder(hk.Module):
     self.latents_shape = (num_latents, latent_channels)
     self.num_cross_attends = num_cross_attends
     self.share_cross_attends = share_cross_attends
-    self.cross_attend = dict(
+    self.cross_attend: dict[str, Any] = dict(
       num_heads=num_heads,
       widening=widening,
       dropout_prob=dropout_prob,
@@ -52,14 +53,19 @@ class Encoder(hk.Module):
     latents = hk.get_parameter('latents', self.latents_shape, init=hk.initializers.TruncatedNormal(0.02))
     return jnp.broadcast_to(latents, (batch_size, *self.latents_shape))
 
-  def __call__(self, latents: Array, inputs: InputArray, t: int, *, is_training: bool) -> tuple[jax.Array, jax.Array]:
+  def __call__(
+    self, latents: jax.Array, inputs: InputArray, t: int, *, is_training: bool,
+  ) -> tuple[jax.Array, jax.Array]:
     """The cross-attend number `t`: latents [B, N, D] -> [B, N, D] and the attention weights [B, H, N, M]."""
     index = min(t, 1) if self.share_cross_attends else t
     return CrossAttend(**self.cross_attend, name=f'cross_attend_{index}')(latents, inputs, is_training=is_training)
 
 
 class Processor(hk.Module):
-  """The latent Transformer: `num_blocks` blocks of `num_self_attends_per_block` layers; with `share_blocks` all are the same block."""
+  """The latent Transformer: `num_blocks` blocks of `num_self_attends_per_block` layers.
+
+  With `share_blocks` all blocks are one block.
+  """
 
   def __init__(
     self,
@@ -76,14 +82,14 @@ class Processor(hk.Module):
     self.num_blocks = num_blocks
     self.num_self_attends_per_block = num_self_attends_per_block
     self.share_blocks = share_blocks
-    self.self_attend = dict(
+    self.self_attend: dict[str, Any] = dict(
       num_heads=num_heads,
       widening=widening,
       dropout_prob=dropout_prob,
       attention_dropout_prob=attention_dropout_prob,
     )
 
-  def __call__(self, latents: Array, block: int, *, is_training: bool) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, latents: jax.Array, block: int, *, is_training: bool) -> tuple[jax.Array, jax.Array]:
     """Block number `block`: latents [B, N, D] -> [B, N, D] and the attention weights [layers, B, H, N, N]."""
     first = 0 if self.share_blocks else block * self.num_self_attends_per_block
     maps = []
@@ -106,16 +112,16 @@ def encode(
 
   Args:
     encoder: T cross-attends.
-    processor: its blocks are spread evenly, each cross-attend followed by its share of them ('interleaved'), or all come after
+    processor: its blocks are spread evenly, each cross-attend followed by its share ('interleaved'), or all come after
       the last cross-attend ('start').
     inputs: M elements.
     is_training: turns dropout on.
-    arrangement: 'interleaved' or 'start'; the same thing where T is 1.
+    arrangement: 'interleaved' or 'start'; the same where T is 1.
     capture: also return what each attention looked at.
 
   Returns:
-    Latents [B, N, D], and, if captured, {'cross_attends': [T, B, H, N, M], 'self_attends': [num_blocks, layers, B, H, N, N],
-    'latents': [B, N, D]}; else {}.
+    Latents [B, N, D]; and {}, or if captured {'cross_attends': [T, B, H, N, M], 'latents': [B, N, D],
+    'self_attends': [num_blocks, layers, B, H, N, N]}.
   """
   num_blocks_after = _arrange(encoder.num_cross_attends, processor.num_blocks, arrangement)
 
@@ -157,7 +163,7 @@ def _repeat(
   *,
   same: bool,
 ) -> tuple[jax.Array, Tree]:
-  """Applies `body(latents, index)` for each index, compiled once where all are the `same`; joins what they captured on axis 0."""
+  """Applies `body(latents, index)` for each index, compiled once where all are the `same`; joins their captures."""
   if same and len(indices) > 1:
     latents, stacked = hk.scan(lambda carry, _: body(carry, indices[0]), latents, None, length=len(indices))
     return latents, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked)
@@ -181,15 +187,15 @@ class Decoder(hk.Module):
   ):
     super().__init__(name=name)
     self.output_channels = output_channels
-    self.cross_attend = dict(num_heads=num_heads, query_residual=query_residual, widening=widening)
+    self.cross_attend: dict[str, Any] = dict(num_heads=num_heads, query_residual=query_residual, widening=widening)
 
   def __call__(
     self,
-    query: Array,
-    latents: Array,
+    query: jax.Array,
+    latents: jax.Array,
     *,
     is_training: bool,
-    query_mask: Array | None = None,
+    query_mask: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """query [B, O, Q], latents [B, N, D], query_mask [B, O] -> [B, O, E] and the attention weights [B, H, O, N]."""
     cross_attend = CrossAttend(**self.cross_attend)
@@ -203,6 +209,6 @@ def learned_query(num_queries: int, num_channels: int, batch_size: int, name: st
   return jnp.broadcast_to(table, (batch_size, num_queries, num_channels))
 
 
-def pool(latents: Array, output_channels: int, name: str = 'output') -> jax.Array:
+def pool(latents: jax.Array, output_channels: int, name: str = 'output') -> jax.Array:
   """[B, N, D] -> [B, E]: the mean over latents, then a linear that starts at zero (2103.03206, section 3.1)."""
   return hk.Linear(output_channels, w_init=jnp.zeros, name=name)(jnp.mean(latents, axis=1))

@@ -31,7 +31,7 @@ Positions: TypeAlias = 'FourierGrid | Array'  # or any encoding, [M, P] shared b
 
 
 def grid_coordinates(shape: Sequence[int]) -> tuple[jax.Array, ...]:
-  """Per axis [n] float32, evenly spaced from -1 to 1, both included (2107.14795, appendix G). An axis of one cell sits at -1."""
+  """Per axis [n] float32, from -1 to 1, both included (2107.14795, appendix G). An axis of one cell sits at -1."""
   return tuple(jnp.linspace(-1.0, 1.0, n) for n in shape)
 
 
@@ -65,7 +65,9 @@ def fourier_features(
     [..., d * (2 K + 1)]: the coordinates, then all sines (axis-major, band-minor), then all cosines.
   """
   if coordinates.shape[-1] != len(max_resolution):
-    raise UserError(f'coordinates have {coordinates.shape[-1]} axes, max_resolution has {len(max_resolution)}: {tuple(max_resolution)}')
+    raise UserError(
+      f'coordinates {coordinates.shape} have {coordinates.shape[-1]} axes, '
+      f'but max_resolution {tuple(max_resolution)} has {len(max_resolution)}')
   sines, cosines = zip(*(
     _waves(coordinates[..., axis], frequencies(num_bands, resolution, spacing))
     for axis, resolution in enumerate(max_resolution)

@@ -8,7 +8,7 @@ One trained query decodes the latents (Perceiver IO), or their mean is projected
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import itertools
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from perceiver_jax import losses, metrics
 from perceiver_jax.adapters.image import pixel_inputs
 from perceiver_jax.core.perceiver import Decoder, Encoder, Processor, encode, learned_query, pool
-from perceiver_jax.types import Array, Batch, Field, History, Mean, Task, UserError
+from perceiver_jax.types import Batch, Field, History, Mean, Spec, Task, UserError
 
 
 def make(config: ConfigDict) -> Task:
@@ -29,44 +29,63 @@ def make(config: ConfigDict) -> Task:
   data = config.data
   if data.permutation not in ('none', 'joint', 'pixels'):
     raise UserError(f"data.permutation is 'none', 'joint' or 'pixels', not {data.permutation!r}")
+  if data.num_classes is None:
+    raise UserError('data.num_classes is not set: how many classes are there? --config.data.num_classes=10')
+  if data.name is None or importlib.util.find_spec(f'perceiver_jax.data.{data.name}') is None:
+    raise UserError(f'data.name is {data.name!r}, but there is no perceiver_jax/data/{data.name}.py')
+  spec = {
+    'image': Field((data.image_size, data.image_size, data.num_channels), 'uint8'),
+    'label': Field((), 'int32'),
+  }
+  load = functools.cache(functools.partial(_load, data))
   return Task(
-    spec={
-      'image': Field((data.image_size, data.image_size, data.num_channels), 'uint8'),
-      'label': Field((), 'int32'),
-    },
-    batches=functools.partial(_batches, config),
+    spec=spec,
+    batches=functools.partial(_batches, config, spec, load),
     forward=functools.partial(_forward, config),
     loss=functools.partial(_loss, config),
     metrics=_metrics,
-    draw=functools.partial(_draw, config),
+    draw=functools.partial(_draw, config, spec, load),
   )
 
 
-def _order(data: ConfigDict) -> Array | None:
+def _order(data: ConfigDict) -> np.ndarray | None:
   """[H * W]: which pixel of the picture stands in each place; None where none was moved."""
   from perceiver_jax.data.permutation import permutation
 
   return None if data.permutation == 'none' else permutation(data.image_size**2)
 
 
-def _data_module(config: ConfigDict) -> ModuleType:
-  return importlib.import_module(f'perceiver_jax.data.{config.data.name}')
+def _data_module(data: ConfigDict) -> ModuleType:
+  return importlib.import_module(f'perceiver_jax.data.{data.name}')
 
 
-def _batches(config: ConfigDict, split: str, *, batch_size: int, is_training: bool, first_step: int = 0) -> Iterator[Batch]:
+def _load(data: ConfigDict, split: str) -> Any:
+  return _data_module(data).load(data, split)
+
+
+def _batches(
+  config: ConfigDict,
+  spec: Spec,
+  load: Callable[[str], Any],
+  split: str,
+  *,
+  batch_size: int,
+  is_training: bool,
+  first_step: int = 0,
+) -> Iterator[Batch]:
   """uint8 images whose pixels stand in permuted places, if the config says so; see data/pipeline.py."""
   from perceiver_jax.data import pipeline
   from perceiver_jax.data.permutation import permute_pixels
 
-  data, spec, order = _data_module(config), make(config).spec, _order(config.data)
-  source = data.load(config.data, split)
+  source, order = load(split), _order(config.data)
   if is_training:
     batches = pipeline.train_batches(
-      source, spec, batch_size=batch_size, seed=config.seed, first_step=first_step, augment=data.augment)
+      source, spec, batch_size=batch_size, seed=config.seed, first_step=first_step,
+      augment=_data_module(config.data).augment)
   else:
     batches = pipeline.eval_batches(source, spec, batch_size=batch_size)
   for batch in batches:
-    yield batch if order is None else {**batch, 'image': permute_pixels(batch['image'], order)}
+    yield batch if order is None else {**batch, 'image': permute_pixels(np.asarray(batch['image']), order)}
 
 
 def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
@@ -111,12 +130,19 @@ def _metrics(outputs: dict[str, Any], batch: Batch) -> dict[str, Mean]:
   return {'accuracy': metrics.top_k_accuracy(outputs['logits'], batch['label'], batch['mask'], k=1)}
 
 
-def _draw(config: ConfigDict, predict: Callable[..., dict[str, Any]], history: History, path: str) -> None:
+def _draw(
+  config: ConfigDict,
+  spec: Spec,
+  load: Callable[[str], Any],
+  predict: Callable[..., dict[str, Any]],
+  history: History,
+  path: str,
+) -> None:
   """The curves, some test pictures with what the model says of them, and where a few latents look."""
   from perceiver_jax import visualize
   from perceiver_jax.data.permutation import permute_pixels
 
-  some = list(itertools.islice(_batches(config, 'test', batch_size=32, is_training=False), 12))
+  some = list(itertools.islice(_batches(config, spec, load, 'test', batch_size=32, is_training=False), 12))
   logits = np.concatenate([predict(batch)['logits'] for batch in some])
   pictures = {name: np.concatenate([batch[name] for batch in some]) for name in some[0]}
   # A map is as large as all latents by all pixels: four pictures are enough.
@@ -133,6 +159,6 @@ def _draw(config: ConfigDict, predict: Callable[..., dict[str, Any]], history: H
     labels=pictures['label'][real],
     probabilities=np.asarray(jax.nn.softmax(logits[real])),
     attention=attention[:, real[:4]],
-    class_names=_data_module(config).load(config.data, 'test').class_names,
+    class_names=load('test').class_names,
     title=f'{config.data.name}, test accuracy {history[-1]["test/accuracy"]:.1%}',
   )

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -184,7 +184,7 @@ class Checkpoints:
 
 
 def load_weights(
-  path: str | Path, which: Literal['best', 'latest'] = 'best', template: TrainState | None = None,
+  path: str | Path, which: str = 'best', template: TrainState | None = None,
 ) -> tuple[int, Tree, Tree]:
   """(step, params, state) of one checkpoint, as NumPy arrays, whatever its optimizer was. Writes nothing.
 

@@ -21,14 +21,14 @@ from perceiver_jax.types import Batch, Mean, Task, TrainState, Tree
 class Experiment(NamedTuple):
   """Nothing in it is compiled until it is called."""
 
-  init: Callable[[], TrainState]                                                # the state at step 0, on the host's device
-  train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Mean]]]  # over all devices, donating the state
-  eval_step: Callable[[Tree, Tree, Batch], dict[str, Mean]]                     # (params, state, batch), over all devices
-  apply: Apply                                                                  # the model, on one device
+  init: Callable[[], TrainState]  # the state at step 0, on one device
+  train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Mean]]]  # over all devices; donates the state
+  eval_step: Callable[[Tree, Tree, Batch], dict[str, Mean]]  # (params, state, batch), over all devices
+  apply: Apply  # the model, on one device
 
 
 def build(config: ConfigDict, task: Task) -> Experiment:
-  """The experiment; raises UserError where the config asks for a precision, optimizer or schedule that does not exist."""
+  """The experiment; raises UserError for a precision, optimizer or schedule that does not exist."""
   model = hk.transform_with_state(task.forward)
   apply = precision.wrap(model.apply, config.precision)
   optimizer = make_optimizer(config.optimizer, config.num_steps)

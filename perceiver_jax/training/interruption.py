@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from types import FrameType, TracebackType
+from types import FrameType
+from typing import Any
 
 
 class Interruption:
@@ -15,7 +16,7 @@ class Interruption:
 
   def __init__(self) -> None:
     self.requested: str | None = None
-    self._previous: dict[int, signal.Handlers] = {}
+    self._previous: dict[int, Any] = {}
 
   def __enter__(self) -> Interruption:
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -26,8 +27,8 @@ class Interruption:
     self.requested = signal.Signals(number).name
     signal.signal(number, self._previous[number])
     # Not print: a handler may have interrupted one.
-    os.write(2, f'\n{self.requested}: saving and stopping after this step; once more stops at once.\n'.encode())
+    os.write(2, f'\n{self.requested}: saving and stopping after this step. Again stops at once.\n'.encode())
 
-  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+  def __exit__(self, *error: object) -> None:
     for number, handler in self._previous.items():
       signal.signal(number, handler)

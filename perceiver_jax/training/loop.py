@@ -26,7 +26,7 @@ FINISHED, INTERRUPTED = 0, 75  # exit codes
 
 
 def due(step: int, every: int, last: int) -> bool:
-  """Whether something done every `every` steps, and after the last, is to be done now that `step` steps have been taken."""
+  """Whether something done every `every` steps, and after the last, is to be done when `step` steps have been taken."""
   return step == last or (step > 0 and step % every == 0)
 
 
@@ -76,19 +76,20 @@ def train(config: ConfigDict, workdir: str, task: Task, *, profile_steps: int = 
       checkpoints.wait()
       exit_code = INTERRUPTED if interruption.requested else _finish(run, template)
       if exit_code == INTERRUPTED:
-        print(f'Stopped by {interruption.requested} and saved; the same command resumes at step {step} of {config.num_steps}.')
+        print(f'Stopped by {interruption.requested} and saved. The same command resumes at step {step}.')
   return exit_code
 
 
 def _check_evaluation(config: ConfigDict, task: Task, experiment: Experiment, template: TrainState) -> None:
-  """Tries what is needed only later: a fault of the validation data, say, should not show after hours of training."""
+  """Tries what is needed only later: a fault of the test data, say, should not show after hours of training."""
   for split in ('validation', 'test'):
     with contextlib.closing(task.batches(split, batch_size=config.eval.batch_size, is_training=False)) as batches:
       batch = next(batches)
   means = jax.eval_shape(functools.partial(get_means, task, experiment.apply), template.params, template.state, batch)
   names = [f'validation/{name}' for name in means]
   if config.checkpoint.best_metric not in names:
-    raise UserError(f'checkpoint.best_metric={config.checkpoint.best_metric!r} is not measured; there are {", ".join(names)}')
+    raise UserError(
+      f'checkpoint.best_metric={config.checkpoint.best_metric!r} is not measured; there are {", ".join(names)}')
 
 
 def _first_state(
@@ -161,26 +162,28 @@ def _check_numerics(state: TrainState, max_skipped: int) -> None:
   num_skipped = int(parallel.unreplicate(state.num_skipped))
   if num_skipped >= max_skipped:
     raise NumericsError(
-      f'the last {num_skipped} updates were not finite and were skipped (loss or gradient is NaN or infinite); the run stops.\n'
+      f'the last {num_skipped} updates were not finite (NaN or infinite) and were skipped; the run stops.\n'
       'Lower optimizer.peak_lr, or look at the data. Checkpoints from before are intact.')
 
 
 def _finish(run: Run, template: TrainState) -> int:
-  """The best checkpoint's figures on the test split, the picture, and the last line, which says that the run has finished."""
+  """The best checkpoint's figures on the test split, the picture, and the last line: the run has finished."""
   config, checkpoints = run.config, run.checkpoints
   best = checkpoints.best_step()
-  if best is None:  # no evaluation gave a number
-    best = checkpoints.latest_step()
+  if best is None:  # every evaluation gave NaN
+    best = config.num_steps
   state, _ = checkpoints.restore(best, template)
   params, model_state = parallel.replicate((averaged(state), state.state))
   values = _evaluate(run, params, model_state, 'test')
   if values is None:
     return INTERRUPTED
-  line = {**values, 'checkpoint/best_step': best}
+  line = {**values, 'checkpoint/best_step': float(best)}
   if run.task.draw:
     predict = predictor(run.experiment, averaged(state), state.state)
     history = [*read_history(run.workdir), {'step': config.num_steps, **line}]
     run.task.draw(predict, history, os.path.join(run.workdir, 'summary.png'))
   run.log.write(config.num_steps, line)
-  print(f'Finished {config.num_steps} steps: {summary(values)}, by the checkpoint of step {best}. Everything is in {run.workdir}')
+  print(
+    f'Finished {config.num_steps} steps: {summary(values)}, by the checkpoint of step {best}. '
+    f'Everything is in {run.workdir}')
   return FINISHED

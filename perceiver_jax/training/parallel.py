@@ -16,7 +16,7 @@ from perceiver_jax.types import AXIS, Batch, Tree, UserError
 
 
 def over_devices(function: Callable, *, donate: tuple[int, ...] = ()) -> Callable:
-  """Runs `function` on every device at once; its arguments have a leading device axis. Buffers of `donate`d ones are reused."""
+  """Runs `function` on every device at once, arguments having a leading device axis; those of `donate` are used up."""
   return jax.pmap(function, axis_name=AXIS, donate_argnums=donate)
 
 

@@ -9,8 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
-from types import TracebackType
+from collections.abc import Iterator, Mapping, Sequence
 
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
@@ -24,7 +23,7 @@ from perceiver_jax.types import History, Mean, Tree, UserError
 class Window:
   """Metrics of the steps since the last report. They stay on the device until `totals` is asked for."""
 
-  def __init__(self, saved: dict[str, list[float]] | None = None):
+  def __init__(self, saved: Mapping[str, Sequence[float]] | None = None):
     """saved: what `totals` returned in the run that this one resumes."""
     self._totals: dict[str, Mean] = {name: (pair[0], pair[1]) for name, pair in (saved or {}).items()}
     self._waiting: list[Tree] = []
@@ -33,23 +32,22 @@ class Window:
     """means: {name: (sum, weight)}, replicated over devices."""
     self._waiting.append(means)
 
-  def totals(self) -> dict[str, list[float]]:
-    """{name: [sum, weight]}, added up in the order of the steps, so that an interruption does not change a digit."""
+  def totals(self) -> dict[str, Mean]:
+    """{name: (sum, weight)}, added up in the order of the steps, so that an interruption does not change a digit."""
     for means in self._waiting:
       self._totals = metrics.add(self._totals, parallel.unreplicate(means))
     self._waiting = []
-    return {name: [float(total), float(weight)] for name, (total, weight) in self._totals.items()}
+    return {name: (float(total), float(weight)) for name, (total, weight) in self._totals.items()}
 
 
 class Log:
   """metrics.jsonl (always), TensorBoard (always), wandb (if asked for); a context manager.
 
-  A line is one JSON object: `step`, metrics as `split/name`, times and rates as `speed/name`. What is not a finite number is
-  written as null.
+  A line is one JSON object: `step`, metrics as `split/name`, times and rates as `speed/name`; null for NaN, infinity.
   """
 
   def __init__(self, workdir: str, config: ConfigDict, last_step: int):
-    """Cuts the log back to `last_step`, where the run resumes: then it equals an uninterrupted run's, apart from `speed/`."""
+    """Cuts the log back to `last_step`, where the run resumes: it is then an uninterrupted run's, but for `speed/`."""
     self.path = os.path.join(workdir, 'metrics.jsonl')
     kept = [line for line in read_history(workdir) if line['step'] <= last_step]
     _write_atomically(self.path, ''.join(json.dumps(_finite(line)) + '\n' for line in kept))
@@ -70,14 +68,14 @@ class Log:
   def __enter__(self) -> Log:
     return self
 
-  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+  def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
     self._tensorboard.close()
     if self._wandb:
-      self._wandb.finish(exit_code=int(error is not None))
+      self._wandb.finish(exit_code=int(kind is not None))
 
 
 def read_history(workdir: str) -> History:
-  """The lines of a workdir's metrics.jsonl; [] if it has none. A last line cut short by a kill is left out; null reads as NaN."""
+  """The lines of a workdir's metrics.jsonl, [] if it has none. A last one cut short by a kill is left out."""
   try:
     with open(os.path.join(workdir, 'metrics.jsonl')) as file:
       lines = file.read().split('\n')[:-1]  # what follows the last newline was never finished
@@ -106,12 +104,13 @@ def _start_wandb(workdir: str, config: ConfigDict):
   try:
     wandb = importlib.import_module('wandb')
   except ImportError as error:
-    raise UserError('log.wandb is set, but wandb is not installed: pip install wandb, or leave log.wandb off') from error
-  return wandb.init(dir=workdir, name=os.path.basename(os.path.abspath(workdir)), config=config.to_dict(), resume='allow')
+    raise UserError('log.wandb is set, but wandb is not installed: pip install wandb, or leave it off') from error
+  name = os.path.basename(os.path.abspath(workdir))
+  return wandb.init(dir=workdir, name=name, config=config.to_dict(), resume='allow')
 
 
 class Progress:
-  """A bar on a terminal, plain lines elsewhere: step, total, ETA, examples/s (all and per device), loss; a context manager."""
+  """A bar on a terminal, plain lines elsewhere: step, total, ETA, examples/s, loss; a context manager."""
 
   def __init__(self, first_step: int, num_steps: int, batch_size: int):
     self._batch_size = batch_size
@@ -137,7 +136,8 @@ class Progress:
     text = f'{rate:,.0f} examples/s'
     if parallel.num_devices() > 1:
       text += f' ({rate_per_device:,.0f} a device)'
-    text += ''.join(f', {name} {values[f"train/{name}"]:.4g}' for name in ('loss', 'accuracy') if f'train/{name}' in values)
+    shown = [name for name in ('loss', 'accuracy') if f'train/{name}' in values]
+    text += ''.join(f', {name} {values[f"train/{name}"]:.4g}' for name in shown)
     self._bar.set_postfix_str(text)
     if self._bar.disable:
       minutes, seconds = divmod(round((self._bar.total - step) * seconds_per_step), 60)
@@ -159,5 +159,5 @@ class Progress:
   def __enter__(self) -> Progress:
     return self
 
-  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+  def __exit__(self, *error: object) -> None:
     self._bar.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,9 @@ from perceiver_jax.types import Batch, Mean, Task, TrainState, Tree
 Apply = Callable[..., tuple[dict, Tree]]  # (params, state, key, batch, *, is_training) -> (outputs, state)
 
 
-def init_state(params: Tree, state: Tree, optimizer: optax.GradientTransformation, ema_decay: float | None) -> TrainState:
+def init_state(
+  params: Tree, state: Tree, optimizer: optax.GradientTransformation, ema_decay: float | None,
+) -> TrainState:
   """The state before the first step."""
   zero = jnp.zeros([], jnp.int32)
   ema = None if ema_decay is None else jax.tree.map(jnp.copy, params)
@@ -36,9 +39,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Mean]]]:
   """The update for one device's rows of the batch; to be run by `parallel.over_devices`.
 
-  It differentiates the *sum* of the loss, adds gradients and weights over micro-batches and devices, and divides once: uneven
-  padding, masked tokens and accumulation are then right by construction. An update that is not finite is skipped: parameters,
-  statistics and optimizer stay as they were, and `num_skipped` counts such steps in a row.
+  It differentiates the *sum* of the loss, adds gradients and weights over micro-batches and devices, and divides once:
+  uneven padding, masked tokens and accumulation are then right by construction. An update that is not finite is skipped
+  (parameters, statistics and optimizer stay as they were), and `num_skipped` counts such steps in a row.
   """
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
@@ -52,9 +55,10 @@ def make_train_step(
     finite = jnp.all(jnp.isfinite(jnp.stack([*norms.values(), means['loss'][0]])))
     kept = state._replace(step=state.step + 1, num_skipped=state.num_skipped + 1)
     means |= {name: (value, 1.0) for name, value in {'learning_rate': schedule(state.step), **norms}.items()}
-    means = {name: (jnp.where(finite, total, 0), jnp.where(finite, weight, 0)) for name, (total, weight) in means.items()}
+    means = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), means)
     means['num_skipped'] = (1.0 - finite, 1.0)
-    means['num_corrupt'] = (parallel.sum_over_devices(jnp.sum(batch['mask'] == 0.0)), 1.0)  # a training batch is never padded
+    # A training batch is never padded, so an example of weight 0 is one that could not be read.
+    means['num_corrupt'] = (parallel.sum_over_devices(jnp.sum(batch['mask'] == 0.0)), 1.0)
     return _select(finite, updated, kept), means
 
   return train_step
@@ -65,7 +69,7 @@ def _accumulate(
 ) -> tuple[Tree, Tree, dict[str, Mean]]:
   """Gradients of the loss sum, the model's state, and metrics, added up over micro-batches."""
 
-  def loss_sum(params: Tree, model_state: Tree, key: jax.Array, rows: Batch) -> tuple[jax.Array, tuple[Tree, dict[str, Mean]]]:
+  def loss_sum(params: Tree, model_state: Tree, key: jax.Array, rows: Batch) -> tuple[Any, tuple[Tree, Tree]]:
     outputs, model_state = apply(params, model_state, key, rows, is_training=True)
     loss = task.loss(outputs, rows)
     return loss[0], (model_state, {'loss': loss, **task.metrics(outputs, rows)})
@@ -85,7 +89,11 @@ def _accumulate(
 
 
 def _update(
-  state: TrainState, gradients: Tree, model_state: Tree, optimizer: optax.GradientTransformation, ema_decay: float | None,
+  state: TrainState,
+  gradients: Tree,
+  model_state: Tree,
+  optimizer: optax.GradientTransformation,
+  ema_decay: float | None,
 ) -> TrainState:
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
@@ -104,5 +112,5 @@ def get_means(task: Task, apply: Apply, params: Tree, state: Tree, batch: Batch)
 
 
 def make_eval_step(task: Task, apply: Apply) -> Callable[[Tree, Tree, Batch], dict[str, Mean]]:
-  """(params, state, one device's rows) -> the loss and metrics of all devices' rows; to be run by `parallel.over_devices`."""
+  """(params, state, one device's rows) -> loss and metrics of all devices' rows; for `parallel.over_devices`."""
   return lambda params, state, batch: parallel.sum_over_devices(get_means(task, apply, params, state, batch))
