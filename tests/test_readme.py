@@ -1,0 +1,82 @@
+"""What README.md shows is what there is: its commands parse, its example task and its config of five lines train."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from perceiver_jax import commands
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+README = (ROOT / 'README.md').read_text()
+
+
+def _commands() -> list[str]:
+  blocks = re.findall(r'```sh\n(.*?)```', README, re.DOTALL)
+  return [line for block in blocks for line in block.splitlines() if line.startswith('python ')]
+
+
+def _files() -> dict[str, str]:
+  """The Python blocks that follow a file's name in backquotes."""
+  return dict(re.findall(r'`((?:perceiver_jax|configs)/[\w/]+\.py)`:\n\n```python\n(.*?)```', README, re.DOTALL))
+
+
+@pytest.fixture
+def clone(tmp_path):
+  """A copy of the repository with the README's files in it, on one device."""
+  for name in ('perceiver_jax', 'configs'):
+    shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns('__pycache__'))
+  for name in ('train.py', 'eval.py'):
+    shutil.copy(ROOT / name, tmp_path)
+  for name, text in _files().items():
+    (tmp_path / name).write_text(text)
+  return tmp_path
+
+
+def _train(clone: pathlib.Path, *arguments: str) -> dict[str, float]:
+  """Runs train.py there; returns the last line of the metrics."""
+  environment = {**os.environ, 'XLA_FLAGS': ''}
+  subprocess.run([sys.executable, 'train.py', '--workdir=run', *arguments], cwd=clone, env=environment, check=True)
+  return json.loads((clone / 'run' / 'metrics.jsonl').read_text().splitlines()[-1])
+
+
+def test_the_readme_shows_commands_and_files():
+  assert len(_commands()) >= 4
+  assert set(_files()) == {'configs/flowers.py', 'perceiver_jax/tasks/rings.py', 'configs/rings.py'}
+
+
+@pytest.mark.parametrize('command', [command for command in _commands() if 'train.py' in command])
+def test_every_training_command_is_understood(command, capsys, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  assert commands.train([*shlex.split(command)[1:], '--print_config']) == 0
+  assert json.loads(capsys.readouterr().out)['task']
+
+
+@pytest.mark.slow
+def test_the_example_task_learns(clone):
+  assert _train(clone, '--config=configs/rings.py', '--config.num_steps=150')['test/accuracy'] > 0.9
+
+
+@pytest.mark.slow
+def test_the_config_of_five_lines_trains_on_a_folder_of_images(clone):
+  assert len([line for line in _files()['configs/flowers.py'].splitlines() if line.strip()]) == 5
+  random = np.random.default_rng(0)
+  for label in range(5):
+    (clone / 'flowers' / f'flower{label}').mkdir(parents=True)
+    for i in range(6):
+      image = random.integers(0, 255, (20, 30, 3), dtype=np.uint8)
+      cv2.imwrite(str(clone / 'flowers' / f'flower{label}' / f'{i}.png'), image)
+  last = _train(clone, '--config=configs/flowers.py:debug', '--config.data.image_size=8')
+  assert last['step'] == 20
+  assert 0 <= last['test/accuracy'] <= 1
+  assert (clone / 'run' / 'summary.png').stat().st_size > 10_000
