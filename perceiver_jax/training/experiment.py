@@ -48,4 +48,5 @@ def _init(
   batch['mask'] = np.ones([1], np.float32)
   # With is_training=False, BatchNorm would leave its averages out of the state.
   params, state = model.init(jax.random.key(config.seed), batch, is_training=True)
+  params = precision.policy(config.precision).cast_to_param(params)
   return init_state(params, state, optimizer, config.ema_decay)

@@ -1,0 +1,266 @@
+"""The command line: what people get wrong is answered in a line or two, at once, and all else reaches the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from perceiver_jax import commands, config_file, run_config
+from perceiver_jax.types import NumericsError, UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DIGITS = '--config=configs/digits.py'
+
+
+@pytest.fixture(autouse=True)
+def in_the_clone(monkeypatch):
+  monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def answer(tmp_path, capsys):
+  """Runs a command in this process; returns its exit code and its lines on stderr. It must leave nothing behind."""
+
+  def run(command, *arguments):
+    exit_code = command([command.__name__, *arguments])
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) <= 3 and not any('Traceback' in line for line in said)
+    assert not (tmp_path / 'run').exists()
+    return exit_code, said
+
+  return run
+
+
+def _config_file(tmp_path: pathlib.Path, text: str) -> pathlib.Path:
+  path = tmp_path / 'flowers.py'
+  path.write_text(text)
+  return path
+
+
+@pytest.mark.parametrize('arguments, fragments', [
+  (['--config.optimzer.peak_lr=1'], ["no key 'optimzer.peak_lr'", 'Did you mean --config.optimizer.peak_lr?']),
+  (['--config.optimizer.peek_lr=1'], ["no key 'optimizer.peek_lr'", 'Did you mean --config.optimizer.peak_lr?']),
+  (['--config.peak_lr', '1'], ["no key 'peak_lr'", 'Did you mean --config.optimizer.peak_lr?']),
+  (['--config.spacing=log'], ["no key 'spacing'", 'Did you mean --config.model.position.spacing?']),
+  (['--noconfig.determinstic'], ["no key 'determinstic'", 'Did you mean --config.deterministic?']),
+  (['--config.model.position.bands=4'], ['Did you mean --config.model.position.num_bands?']),
+  (['--config.=4'], ["no key ''"]),
+  (['--config.optimizer={}'], ['--config.optimizer is a section', 'optimizer.peak_lr']),
+  (['--config.num_steps=1e-3'], ['--config.num_steps=1e-3: expected a whole number (int)']),
+  (['--config.num_steps', '7.5'], ['--config.num_steps=7.5: expected a whole number (int)']),
+  (['--config.optimizer.peak_lr=abc'], ['--config.optimizer.peak_lr=abc: expected a number (float)']),
+  (['--config.deterministic=maybe'], ['--config.deterministic=maybe: expected true or false (bool)']),
+  (['--config.ema_decay=high'], ['--config.ema_decay=high: expected a number (float)']),
+  (['--config.data.num_classes=ten'], ['--config.data.num_classes=ten: expected a whole number (int)']),
+  (['--config.seed'], ['Missing value for flag --config.seed']),
+  (['--config.deterministic', 'false'], ["unexpected argument 'false'"]),
+  (['--wrokdir=x'], ["'wrokdir'", 'workdir']),
+  (['--profile=-1'], ['--profile=-1', 'non-negative']),
+])
+def test_a_wrong_flag_is_named_with_what_was_expected(answer, tmp_path, arguments, fragments):
+  exit_code, said = answer(commands.train, DIGITS, f'--workdir={tmp_path}/run', *arguments)
+  assert exit_code == 2
+  assert [fragment for fragment in fragments if fragment not in '\n'.join(said)] == [], said
+
+
+@pytest.mark.parametrize('arguments, fragments', [
+  ([], ['--config is missing']),
+  (['--config='], ['--config is missing']),
+  (['--config.seed=1'], ['--config is missing']),
+  (['--confg=configs/digits.py'], ["'confg'", 'config']),
+  (['configs/digits.py'], ["unexpected argument 'configs/digits.py'", '--config=configs/digits.py?']),
+  (['--config=configs/digts.py'], ['no config file configs/digts.py', 'configs/digits.py?', 'digits.py, images.py']),
+  (['--config=digits'], ['no config file digits', 'configs/digits.py?', 'digits.py, images.py']),
+  (['--config=configs'], ['no config file configs', 'configs/digits.py?']),
+  (['--config', 'configs/digits.py:perciever'], ["no variant 'perciever'", "'perceiver'?", 'io, perceiver, learned']),
+  (['--config=configs/digits.py:perceiver,'], ["no variant ''"]),
+])
+def test_a_wrong_config_is_named_with_the_nearest_right_one(answer, tmp_path, arguments, fragments):
+  exit_code, said = answer(commands.train, f'--workdir={tmp_path}/run', *arguments)
+  assert exit_code == 2
+  assert [fragment for fragment in fragments if fragment not in '\n'.join(said)] == [], said
+
+
+@pytest.mark.parametrize('text, fragments', [
+  ('def get_config(variant=""):\n  return {\n', ['flowers.py, line 2', "'{' was never closed"]),
+  ('def get_config(variant=""):\n\n  return flowers\n', ['flowers.py, line 3', 'NameError', "'flowers'"]),
+  ('import flwrs\n', ['flowers.py, line 1', 'ModuleNotFoundError', 'flwrs']),
+  ('raise ValueError("only on Sundays")\n', ['flowers.py: only on Sundays']),
+  ('def get_config(variant=""):\n  pass\n', ['flowers.py needs a function get_config']),
+  ('config = {}\n', ['flowers.py needs a function get_config']),
+  ('from configs import images\ndef get_config(variant=""):\n  config = images.get_config(variant)\n'
+   '  config.data.num_clases = 5\n  return config\n', ['flowers.py, line 4', 'AttributeError', '"num_classes"']),
+  ('from configs import images\ndef get_config(variant=""):\n  config = images.get_config(variant)\n'
+   '  config.data.num_classes = "five"\n  return config\n', ['flowers.py, line 4', 'TypeError', 'num_classes']),
+])
+def test_a_fault_in_a_config_file_is_shown_with_its_line(answer, tmp_path, text, fragments):
+  path = _config_file(tmp_path, text)
+  exit_code, said = answer(commands.train, f'--config={path}', f'--workdir={tmp_path}/run')
+  assert exit_code == 2
+  assert [fragment for fragment in fragments if fragment not in '\n'.join(said)] == [], said
+
+
+def test_a_config_that_comes_unlocked_is_locked(tmp_path):
+  path = _config_file(tmp_path, 'from ml_collections import ConfigDict\nget_config = ConfigDict\n')
+  assert config_file.load(str(path)).is_locked
+
+
+def test_a_missing_workdir_is_asked_for(answer):
+  assert answer(commands.train, DIGITS)[0] == 2
+  exit_code, said = answer(commands.evaluate)
+  assert exit_code == 2 and '--workdir is missing' in said[0]
+
+
+def test_an_unknown_task_is_answered_with_the_tasks_there_are(answer, tmp_path):
+  exit_code, said = answer(
+    commands.train, DIGITS, f'--workdir={tmp_path}/run', '--config.task=image_clasification')
+  assert exit_code == 1
+  assert "'image_classification'?" in said[0] and 'image_classification' in said[1]
+
+
+@pytest.mark.parametrize('arguments, exit_code, fragment', [
+  (['--split=tset'], 2, 'train|validation|test'),
+  (['--checkpoint=7'], 2, 'best|latest'),
+  ([DIGITS], 2, 'takes no --config'),
+  (['--config.seed=1'], 2, 'takes no --config'),
+  (['runs/digits'], 2, "unexpected argument 'runs/digits'"),
+  ([], 1, 'is not the workdir of a run'),
+  (['--workdir', 'configs'], 1, 'configs is not the workdir of a run'),
+])
+def test_eval_names_what_is_wrong(answer, tmp_path, arguments, exit_code, fragment):
+  actual, said = answer(commands.evaluate, f'--workdir={tmp_path}/run', *arguments)
+  assert (actual, fragment in said[0]) == (exit_code, True), said
+
+
+@pytest.mark.parametrize('error, exit_code', [
+  (UserError('what, where, what to do'), 1), (NumericsError('it diverged'), 70), (KeyboardInterrupt(), 130),
+])
+def test_each_ending_has_its_exit_code(capsys, error, exit_code):
+  def work():
+    raise error
+
+  assert commands._answer(lambda argv: work, ['train']) == exit_code
+  assert capsys.readouterr().err.strip() == (f'error: {error}' if str(error) else '')
+
+
+def test_the_exit_code_of_the_run_is_that_of_the_command():
+  assert commands._answer(lambda argv: lambda: 75, ['train']) == 75
+
+
+def test_an_error_that_nobody_foresaw_keeps_its_traceback(tmp_path):
+  path = _config_file(tmp_path, 'from ml_collections import ConfigDict\nget_config = ConfigDict\n')
+  with pytest.raises(AttributeError, match='deterministic'):
+    commands.train(['train', f'--config={path}', f'--workdir={tmp_path}/run'])
+
+
+def _printed_config(capsys, *arguments: str) -> dict:
+  assert commands.train(['train', *arguments, '--print_config']) == 0
+  return json.loads(capsys.readouterr().out)
+
+
+def test_print_config_shows_what_the_run_would_save(capsys, tmp_path):
+  printed = _printed_config(capsys, f'{DIGITS}:perceiver', '--config.optimizer.peak_lr=1e-3')
+  config = config_file.load('configs/digits.py:perceiver')
+  config.optimizer.peak_lr = 1e-3
+  run_config.save(config, tmp_path)
+  assert printed == json.loads((tmp_path / 'config.json').read_text())
+
+
+def test_overrides_may_come_in_any_order_and_the_last_counts(capsys):
+  printed = _printed_config(capsys, '--config.seed=1', '--config', 'configs/digits.py', '--config.seed', '2')
+  assert printed['seed'] == 2
+
+
+def test_every_kind_of_value_can_be_overridden(capsys):
+  printed = _printed_config(
+    capsys, DIGITS, '--config.num_steps=7', '--config.optimizer.peak_lr=1', '--config.deterministic',
+    '--config.log.wandb=true', '--noconfig.model.share_blocks', '--config.init_from=runs/a=b',
+    '--config.ema_decay=0.99', '--config.data.num_classes=3')
+  assert printed['num_steps'] == 7
+  assert isinstance(printed['optimizer']['peak_lr'], float) and printed['optimizer']['peak_lr'] == 1.0
+  assert (printed['deterministic'], printed['log']['wandb'], printed['model']['share_blocks']) == (True, True, False)
+  assert (printed['init_from'], printed['ema_decay'], printed['data']['num_classes']) == ('runs/a=b', 0.99, 3)
+
+
+def test_flags_may_come_from_a_file(capsys, tmp_path):
+  (tmp_path / 'flags').write_text(f'{DIGITS}\n--config.seed=5\n')
+  assert _printed_config(capsys, f'--flagfile={tmp_path}/flags')['seed'] == 5
+
+
+@pytest.mark.parametrize('command, flag', [(commands.train, '--config'), (commands.evaluate, '--checkpoint')])
+def test_help_lists_the_flags(capsys, command, flag):
+  assert command([command.__name__, '--help']) == 0
+  assert flag in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('deterministic', [True, False])
+def test_deterministic_asks_xla_for_the_same_bits(monkeypatch, deterministic):
+  monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=false')
+  config = config_file.load('configs/digits.py')
+  config.deterministic = deterministic
+  assert commands._make_task(config).spec['image'].shape == (8, 8, 1)
+  asked = os.environ['XLA_FLAGS'].split()
+  assert asked == ['--xla_cpu_enable_fast_math=false'] + ['--xla_gpu_deterministic_ops=true'] * deterministic
+
+
+def _start(*arguments: str, **settings) -> subprocess.CompletedProcess:
+  return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, **settings)
+
+
+@pytest.mark.slow
+def test_a_typo_is_answered_by_the_real_program(tmp_path):
+  done = _start('train.py', DIGITS, f'--workdir={tmp_path}/run', '--config.optimzer.peak_lr=1')
+  assert (done.returncode, done.stdout) == (2, '')
+  assert done.stderr == "error: the config has no key 'optimzer.peak_lr'. Did you mean --config.optimizer.peak_lr?\n"
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_the_program_finds_its_configs_from_any_folder(tmp_path):
+  path = _config_file(tmp_path, 'from configs import images\nget_config = images.get_config\n')
+  for config in (path, ROOT / 'configs' / 'digits.py'):
+    done = _start(str(ROOT / 'train.py'), f'--config={config}:debug', '--print_config', cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, '')
+    assert json.loads(done.stdout)['num_steps'] == 20
+
+
+@pytest.mark.slow
+def test_an_installed_command_reads_the_files_beside_a_config_before_the_installed_ones(tmp_path):
+  folder = tmp_path / 'configs'
+  folder.mkdir()
+  (folder / '__init__.py').write_text('')
+  (folder / 'common.py').write_text("from ml_collections import ConfigDict\nCONFIG = ConfigDict({'beside': 1})\n")
+  (folder / 'own.py').write_text('from configs import common\ndef get_config():\n  return common.CONFIG\n')
+  arguments = ['train', f'--config={folder}/own.py', '--print_config']
+  done = _start('-c', f'from perceiver_jax import commands; commands.train({arguments})')
+  assert (done.stderr, json.loads(done.stdout)) == ('', {'beside': 1})
+
+
+@pytest.mark.slow
+def test_eval_of_a_folder_that_is_no_run_is_answered_by_the_real_program(tmp_path):
+  done = _start('eval.py', f'--workdir={tmp_path}')
+  assert (done.returncode, done.stdout) == (1, '')
+  assert done.stderr == f'error: {tmp_path}/config.json does not exist: {tmp_path} is not the workdir of a run\n'
+
+
+@pytest.mark.slow
+def test_an_interruption_before_the_run_begins_is_quiet(tmp_path):
+  path = _config_file(tmp_path, 'import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n')
+  done = _start('train.py', f'--config={path}', f'--workdir={tmp_path}/run')
+  assert (done.returncode, done.stdout, done.stderr) == (130, '', '')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('statement', [
+  'import perceiver_jax',
+  f'import perceiver_jax.commands as c; c.train(["train", "{DIGITS}", "--workdir=x", "--config.optimzer=1"])',
+  f'import perceiver_jax.commands as c; c.train(["train", "{DIGITS}", "--print_config"])',
+])
+def test_neither_jax_nor_tensorflow_is_imported_until_the_command_line_is_right(statement):
+  done = _start('-c', f'{statement}; import sys; sys.exit(bool(sys.modules.keys() & {{"jax", "haiku", "tensorflow"}}))')
+  assert done.returncode == 0, done.stderr

@@ -1,0 +1,209 @@
+"""Every config and variant, the laws about them, and their way into `config.json` and back."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import pathlib
+import re
+import shlex
+
+import pytest
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from configs import common
+from perceiver_jax import commands, config_file, run_config
+from perceiver_jax.types import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FAMILIES = {
+  path.stem: importlib.import_module(f'configs.{path.stem}')
+  for path in sorted((ROOT / 'configs').glob('*.py')) if path.stem not in ('__init__', 'common')
+}
+VARIANTS = [(family, variant) for family, module in FAMILIES.items() for variant in ('', *module.VARIANTS)]
+PAIRS = [
+  (family, ','.join(pair)) for family, module in FAMILIES.items() for pair in itertools.combinations(module.VARIANTS, 2)
+]
+
+
+@pytest.mark.parametrize('family, variant', VARIANTS + PAIRS)
+def test_every_variant_builds_a_locked_config_with_the_keys_of_common(family, variant):
+  config = FAMILIES[family].get_config(variant)
+  assert config.is_locked and config.model.position.is_locked
+  assert run_config.flatten(config).keys() == run_config.flatten(common.get_config()).keys()
+
+
+@pytest.mark.parametrize('family, variant', VARIANTS + PAIRS)
+def test_every_variant_has_sizes_that_fit(family, variant):
+  config = FAMILIES[family].get_config(variant)
+  model = config.model
+  assert model.latent_channels % model.num_self_heads == 0
+  assert model.num_blocks % model.num_cross_attends == 0
+  assert config.batch_size % 8 == config.eval.batch_size % 8 == 0
+  assert config.optimizer.warmup_steps < config.num_steps
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_every_variant_but_the_default_changes_something(family):
+  module = FAMILIES[family]
+  default = run_config.flatten(module.get_config())
+  assert run_config.flatten(module.get_config(module.VARIANTS[0])) == default
+  assert [v for v in module.VARIANTS[1:] if run_config.flatten(module.get_config(v)) == default] == []
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_debug_variant_is_long_enough_to_try_everything_and_no_longer(family):
+  config = FAMILIES[family].get_config('debug')
+  assert (config.num_steps, config.checkpoint.every_steps, config.eval.every_steps) == (20, 5, 10)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_the_words_of_a_variant_come_in_any_order(family):
+  module = FAMILIES[family]
+  words = [word for word in module.VARIANTS if word != 'io']
+  expected = run_config.flatten(module.get_config(','.join(words)))
+  assert run_config.flatten(module.get_config(', '.join(reversed(words)))) == expected
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_config_says_its_paper_command_cost_result_and_variants(family):
+  module = FAMILIES[family]
+  for word in ('Paper: ', 'Command: ', 'Cost', 'xpected', 'Measured: '):
+    assert word in module.__doc__, word
+  described = module.__doc__.partition('Variants, joined by commas: ')[2]
+  assert [word for word in module.VARIANTS if not re.search(rf'\b{word}\b', described)] == []
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_the_command_in_a_config_is_one_that_train_accepts(family, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  command = re.search(r'^Command: python (train\.py (?:.*\\\n)*.*)$', FAMILIES[family].__doc__, re.MULTILINE)
+  begin = commands._read_train(shlex.split(command[1].replace('\\\n', '')))
+  config, workdir, profile_steps = begin.args
+  assert config.data.num_classes and workdir.startswith('runs/') and profile_steps == 0
+
+
+def test_a_variant_that_is_not_offered_is_refused_with_the_nearest():
+  with pytest.raises(ValueError, match=r"'perciever'. Did you mean 'perceiver'\? There are: io, perceiver"):
+    common.words('io,perciever', ['io', 'perceiver'])
+
+
+def test_a_config_of_five_lines_trains_on_images_of_your_own(tmp_path):
+  (tmp_path / 'flowers.py').write_text('\n'.join([
+    'from configs import images',
+    "def get_config(variant=''):",
+    '  config = images.get_config(variant)',
+    "  config.data.update({'path': 'flowers/', 'num_classes': 5})",
+    '  return config',
+  ]))
+  config = config_file.load(f'{tmp_path}/flowers.py:perceiver')
+  assert config.is_locked
+  assert (config.data.path, config.data.num_classes, config.model.num_cross_attends) == ('flowers/', 5, 8)
+
+
+def test_every_default_has_a_comment():
+  source = (ROOT / 'configs' / 'common.py').read_text()
+  keys = {key.rpartition('.')[2] for key in run_config.flatten(common.get_config())}
+  commented = set(re.findall(r"^ +(?:config\.|')(\w+)'?(?: =|:) .*  # \S", source, re.MULTILINE))
+  assert keys - commented == set()
+
+
+def test_a_key_that_may_be_unset_is_a_placeholder():
+  config = common.get_config()
+  for key, value in run_config.flatten(config).items():
+    if value is None:
+      section, _, leaf = key.rpartition('.')
+      # None itself could not be overridden.
+      assert (config[section] if section else config).get_type(leaf) in (int, float, str), key
+
+
+def _unvaried(configs: list[dict], text: str) -> list[str]:
+  """The keys that have one value in all of `configs`, and are set nowhere in `text` as `config.key = value`."""
+  constant = {key for key in configs[0] if len({repr(config[key]) for config in configs}) == 1}
+  return sorted(key for key in constant if not re.search(rf'\bconfig\.{re.escape(key)} ?=[^=]', text))
+
+
+def test_law_7_something_varies_every_key():
+  """A variant, a README command, or a test; but not the tests of the command line, which only parse what they set."""
+  own = {'test_commands.py', 'test_configs.py'}
+  files = [path for path in (ROOT / 'tests').rglob('*.py') if path.name not in own]
+  files += [path for path in (ROOT / 'README.md', ROOT / 'Makefile') if path.exists()]
+  configs = [common.get_config()] + [FAMILIES[family].get_config(variant) for family, variant in VARIANTS]
+  text = '\n'.join(path.read_text() for path in files)
+  unvaried = _unvaried([run_config.flatten(config) for config in configs], text)
+  assert not unvaried, f'nothing ever sets these keys; drop them, or test what they change: {", ".join(unvaried)}'
+
+
+def test_law_7_is_noticed_when_broken():
+  config = {'seed': 0, 'model.used': 1, 'model.told': 1, 'model.unused': 1}
+  configs = [config, {**config, 'model.used': 2}]
+  text = 'config.seed = 3\nassert config.model.unused == 1\ntrain.py --config.model.told=4'
+  assert _unvaried(configs, text) == ['model.unused']
+
+
+@pytest.mark.parametrize('family, variant', VARIANTS)
+def test_every_config_survives_json(family, variant, tmp_path):
+  config = FAMILIES[family].get_config(variant)
+  run_config.save(config, tmp_path)
+  loaded = run_config.load(tmp_path)
+  assert loaded.is_locked and loaded.to_dict() == config.to_dict()
+  assert run_config.differences(loaded, config) == []
+
+
+def test_values_survive_json_with_their_types(tmp_path):
+  values = {
+    'float': 0.1 + 0.2, 'tiny': 5e-324, 'whole': 1.0, 'huge': 1e300, 'int': 2**70, 'bool': True, 'text': 'ä\n"',
+    'none': None, 'tuple': (1, 2.0, ('a', (), False)),
+    'empty': ConfigDict(), 'unset': placeholder(str), 'set': placeholder(float),
+    'section': {'tuple': ()}, 'tables': ({'a': (1,)},),
+  }
+  config = ConfigDict(values)
+  config.set = 2
+  run_config.save(config, tmp_path)
+  loaded = run_config.load(tmp_path).to_dict()
+  expected = {**values, 'empty': {}, 'unset': None, 'set': 2.0}
+  assert loaded == expected
+  assert {k: type(v) for k, v in loaded.items()} == {k: type(v) for k, v in expected.items()}
+  assert [type(value) for value in loaded['tuple'] + loaded['tuple'][2]] == [int, float, tuple, str, tuple, bool]
+
+
+def test_a_value_that_could_not_be_read_back_is_refused_by_name(tmp_path):
+  config = ConfigDict({'data': {'path': pathlib.Path('x')}})
+  with pytest.raises(UserError, match=r'config\.data\.path is PosixPath'):
+    run_config.save(config, tmp_path)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_differences_name_the_keys_and_both_values():
+  saved = ConfigDict({'optimizer': {'peak_lr': 0.002, 'name': 'lamb'}, 'old': (1, 2), 'sizes': (3, 4)})
+  current = ConfigDict({'optimizer': {'peak_lr': 0.001, 'name': 'lamb'}, 'new': None, 'sizes': [3, 4]})
+  assert run_config.differences(saved, current) == [
+    'new: absent in the workdir, None now',
+    'old: (1, 2) in the workdir, absent now',
+    'optimizer.peak_lr: 0.002 in the workdir, 0.001 now',
+  ]
+
+
+@pytest.mark.parametrize('text', ['', '{"seed": ', '[1]', b'\xff'])
+def test_a_damaged_config_json_is_named(tmp_path, text):
+  (tmp_path / 'config.json').write_bytes(text if isinstance(text, bytes) else text.encode())
+  with pytest.raises(UserError, match=r'config\.json is damaged'):
+    run_config.load(tmp_path)
+
+
+def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match=r'cannot write .*file/run/config\.json'):
+    run_config.save(common.get_config(), tmp_path / 'file' / 'run')
+
+
+def test_a_workdir_belongs_to_one_config(tmp_path):
+  config = FAMILIES['digits'].get_config('debug')
+  run_config.claim(config, tmp_path / 'run', is_new=True)
+  run_config.claim(config, tmp_path / 'run', is_new=False)
+  before = (tmp_path / 'run' / 'config.json').read_bytes()
+  config.optimizer.peak_lr = 0.5
+  with pytest.raises(UserError, match=r'optimizer\.peak_lr: 0\.002 in the workdir, 0\.5 now'):
+    run_config.claim(config, tmp_path / 'run', is_new=False)
+  assert (tmp_path / 'run' / 'config.json').read_bytes() == before
