@@ -1,0 +1,53 @@
+# From nothing (git, make and Python 3.11 or newer): `make digits` trains a Perceiver, `make test` checks one.
+# Whichever comes first makes the one .venv; `make clean` forgets it, for instance to take another PYTHON.
+
+# A name on the path is not yet an interpreter (version managers leave shims, Debian leaves out ensurepip): run it.
+IS_USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3.12 python3.11 python3.13 python3 python; do \
+	$$python -c '$(IS_USABLE)' >/dev/null 2>&1 && echo $$python && break; done)
+
+BIN := .venv/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement
+NUM_WORKERS ?= 2
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help digits test test-fast lint clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+digits: .venv/.requirements  ## train Perceiver IO on handwritten digits into runs/digits (ARGS='--config.seed=1')
+	$(BIN)/python train.py --config=configs/digits.py --workdir=runs/digits $(ARGS)
+
+test: .venv/.requirements-test  ## every test (ARGS='-k attention', NUM_WORKERS=8)
+	$(BIN)/python -m pytest --numprocesses $(NUM_WORKERS) --dist worksteal $(ARGS)
+
+test-fast: .venv/.requirements-test  ## the tests that need no training run
+	$(BIN)/python -m pytest --numprocesses $(NUM_WORKERS) --dist worksteal -m 'not slow' $(ARGS)
+
+lint: .venv/.requirements-test  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:  ## remove .venv, caches and built packages; keep runs/
+	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+
+# A half-installed wheel looks installed to pip, so an interrupted install starts again from an empty .venv. A .venv
+# that make did not begin, or whose user has since added a GPU's jaxlib, is only added to.
+.venv/.requirements: requirements.txt
+	@$(if $(PYTHON),,echo 'No Python 3.11 or newer with venv found (Debian, Ubuntu: apt install python3-venv). Then: make PYTHON=/path/to/python3' >&2; exit 1)
+	@$(PYTHON) -c '$(IS_USABLE)' || { echo '$(PYTHON) is not Python 3.11 or newer with venv. Then: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@if [ -e .venv/.unfinished ] || ! $(BIN)/python -c 'import pip; $(IS_USABLE)' 2>/dev/null; then $(PYTHON) -m venv --clear .venv; fi
+	@echo 'Installing requirements.txt into .venv: about a minute, 1 GB'
+	@touch .venv/.unfinished
+	@$(INSTALL) requirements.txt
+	@rm .venv/.unfinished
+	@touch $@
+
+.venv/.requirements-test: requirements-test.txt .venv/.requirements
+	@echo 'Installing requirements-test.txt into .venv'
+	@touch .venv/.unfinished && rm .venv/.requirements
+	@$(INSTALL) requirements-test.txt
+	@rm .venv/.unfinished
+	@touch .venv/.requirements $@
