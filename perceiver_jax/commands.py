@@ -135,7 +135,10 @@ def _check_workdir(workdir: str | None) -> None:
 
 
 def _show(text: str) -> int:
-  print(text.rstrip())
+  try:
+    print(text.rstrip(), flush=True)
+  except BrokenPipeError:  # `| head` has seen enough; Python would complain again on exit
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   return 0
 
 

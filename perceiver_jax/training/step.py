@@ -51,7 +51,7 @@ def make_train_step(
     weight = means['loss'][1]
     gradients = jax.tree.map(lambda g: g / jnp.where(weight == 0, 1, weight), gradients)
     updated = _update(state, gradients, parallel.mean_over_devices(model_state), optimizer, config.ema_decay)
-    norms = {'gradient_norm': optax.global_norm(gradients), 'parameter_norm': optax.global_norm(updated.params)}
+    norms = {'gradient_norm': optax.tree.norm(gradients), 'parameter_norm': optax.tree.norm(updated.params)}
     finite = jnp.all(jnp.isfinite(jnp.stack([*norms.values(), means['loss'][0]])))
     kept = state._replace(step=state.step + 1, num_skipped=state.num_skipped + 1)
     means |= {name: (value, 1.0) for name, value in {'learning_rate': schedule(state.step), **norms}.items()}

@@ -1,0 +1,298 @@
+"""The laws that running code can break; test_laws.py reads the others in the code.
+
+Names of parameters are a file format: tests/golden/parameters.json holds all of them, with shapes, for every variant.
+A change of it breaks saved checkpoints; where that is meant, `python -m tests.test_laws_at_work` writes the file anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import haiku as hk
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+import perceiver_jax.tasks
+from perceiver_jax import config_file, losses, metrics
+from perceiver_jax.types import Batch, Field, Task
+from tests.test_laws import DATA_LIBRARIES, NUMERICS
+
+# Law 3 is tried in a process that imports this file, so whatever may load a data library is imported inside functions.
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / 'tests' / 'golden' / 'parameters.json'
+CONFIGS = [path.stem for path in sorted(ROOT.glob('configs/*.py')) if path.stem not in ('__init__', 'common')]
+EXPERIMENTS = [
+  f'configs/{name}.py:{word}' for name in CONFIGS for word in importlib.import_module(f'configs.{name}').VARIANTS
+]
+SMALL_EXPERIMENTS = [f'configs/{name}.py:debug' for name in CONFIGS]
+LEAVES = {'b', 'w', 'scale', 'offset', 'latents', 'table'}
+
+
+def _task(experiment: str) -> tuple[ConfigDict, Task]:
+  config = config_file.load(str(ROOT / experiment))
+  if config.data.num_classes is None:
+    config.data.num_classes = 5  # what only the user of a config knows
+  return config, importlib.import_module(f'perceiver_jax.tasks.{config.task}').make(config)
+
+
+@functools.cache
+def _shapes(experiment: str) -> tuple[Any, Any]:
+  """The parameters, and the outputs for 8 examples; nothing is computed."""
+  _, task = _task(experiment)
+  model = hk.transform_with_state(task.forward)
+  batch = {name: np.zeros((8, *field.shape), field.dtype) for name, field in task.spec.items()}
+  batch['mask'] = np.ones(8, np.float32)
+
+  def run(key: jax.Array) -> tuple[Any, Any]:
+    params, state = model.init(key, batch, is_training=True)
+    return params, model.apply(params, state, None, batch, is_training=False)[0]
+
+  return jax.eval_shape(run, jax.random.key(0))
+
+
+def _parameters(experiment: str) -> dict[str, str]:
+  """{'module/path/leaf': 'rows x columns'}"""
+  params, _ = _shapes(experiment)
+  return {
+    f'{module}/{leaf}': ' x '.join(map(str, array.shape))
+    for module, leaves in sorted(params.items()) for leaf, array in sorted(leaves.items())
+  }
+
+
+def _small_task() -> Task:
+  """Three classes by a dropout and a linear layer, which compile at once; every split is the same 22 examples."""
+  spec = {'x': Field((4,), 'float32'), 'label': Field((), 'int32')}
+
+  def batches(split: str, *, batch_size: int, is_training: bool) -> Iterator[Batch]:
+    from perceiver_jax.data import pipeline, synthetic
+    return pipeline.eval_batches(synthetic.SyntheticSource(spec, 22, bounds={'label': 3}), spec, batch_size=batch_size)
+
+  def forward(batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
+    x = hk.dropout(hk.next_rng_key(), 0.5, batch['x']) if is_training else batch['x']
+    return {'logits': hk.Linear(3, name='output')(x)}
+
+  def loss(outputs: Any, batch: Batch) -> Any:
+    return losses.softmax_cross_entropy(outputs['logits'], batch['label'], batch['mask'])
+
+  def accuracy(outputs: Any, batch: Batch) -> Any:
+    return {'accuracy': metrics.top_k_accuracy(outputs['logits'], batch['label'], batch['mask'], k=1)}
+
+  return Task(spec, batches, forward, loss, accuracy)
+
+
+def _python(script: str, num_devices: int = 1) -> Any:
+  """What a fresh process that runs `script` prints last, as JSON."""
+  device_flag = f'--xla_force_host_platform_device_count={num_devices}'
+  environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': device_flag}
+  process = subprocess.run([sys.executable, '-c', script], env=environment, capture_output=True, text=True, check=False)
+  assert process.returncode == 0, process.stderr
+  return json.loads(process.stdout.splitlines()[-1])
+
+
+# Law 1: the package loads nothing by itself.
+
+
+def test_importing_the_package_loads_nothing_else():
+  loaded = _python('import json, sys, perceiver_jax; print(json.dumps(list(sys.modules)))')
+  assert 'perceiver_jax' in loaded
+  assert {name.partition('.')[0] for name in loaded} & (NUMERICS | DATA_LIBRARIES | {'matplotlib', 'numpy'}) == set()
+
+
+# Law 3: inference loads no data library.
+
+
+def data_libraries_of_inference() -> list[str]:
+  """Which of them this process has loaded once every task is imported and every family of experiments was applied."""
+  for module in pkgutil.iter_modules(perceiver_jax.tasks.__path__):
+    importlib.import_module(f'perceiver_jax.tasks.{module.name}')
+  for experiment in SMALL_EXPERIMENTS:
+    _shapes(experiment)
+  return sorted(DATA_LIBRARIES & {name.partition('.')[0] for name in sys.modules})
+
+
+@pytest.mark.slow
+def test_inference_loads_no_data_library():
+  script = 'import json; from tests import test_laws_at_work as t; print(json.dumps(t.data_libraries_of_inference()))'
+  assert _python(script) == []
+
+
+# Law 4: every parameter is named by a person.
+
+
+def _haikus_names() -> set[str]:
+  """The names that Haiku gives to its own modules where nobody else does."""
+  classes = [value for value in vars(hk).values() if isinstance(value, type) and issubclass(value, hk.Module)]
+  boundary = '(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])'
+  return {re.sub(boundary, '_', each.__name__).lower() for each in classes}
+
+
+@pytest.mark.parametrize('experiment', EXPERIMENTS)
+def test_every_parameter_is_named_by_a_person(experiment):
+  paths = [tuple(path.split('/')) for path in _parameters(experiment)]
+  modules = {path[:length] for path in paths for length in range(1, len(path))}
+  assert {path[-1] for path in paths} <= LEAVES
+  wrong = []
+  for *parents, name in modules:
+    stem = re.sub(r'_\d+$', '', name)
+    # A list starts at 0; Haiku leaves the first module of a name without a number, and then counts from 1.
+    is_numbered_by_haiku = stem != name and (*parents, stem) in modules
+    if not re.fullmatch('[a-z][a-z0-9_]*', name) or stem in _haikus_names() or is_numbered_by_haiku:
+      wrong.append('/'.join([*parents, name]))
+  assert wrong == []
+
+
+def test_parameters_keep_their_names_and_shapes():
+  golden = json.loads(GOLDEN.read_text())
+  assert list(golden) == EXPERIMENTS
+  for experiment in EXPERIMENTS:
+    assert _parameters(experiment) == golden[experiment], f'{experiment}: if this is meant, see the docstring above'
+
+
+# Law 6: metrics are (weighted sum, weight) pairs.
+
+
+@functools.cache
+def _noise(experiment: str) -> tuple[Task, Any, Batch]:
+  """The task, outputs for 8 examples, and the examples."""
+  from perceiver_jax.data.synthetic import SyntheticSource
+
+  _, task = _task(experiment)
+  generator = np.random.default_rng(0)
+  outputs = jax.tree.map(lambda x: generator.normal(size=x.shape).astype(x.dtype), _shapes(experiment)[1])
+  source = SyntheticSource(task.spec, 8)
+  return task, outputs, {name: np.stack([source[i][name] for i in range(8)]) for name in task.spec}
+
+
+def _means(task: Task, outputs: Any, batch: Batch, rows: Any = ...) -> dict[str, Any]:
+  """The loss and the metrics of some of the examples."""
+  outputs, batch = jax.tree.map(lambda x: x[rows], (outputs, batch))
+  return metrics.add({'loss': task.loss(outputs, batch), **task.metrics(outputs, batch)}, {})
+
+
+def _assert_same_means(a: dict[str, Any], b: dict[str, Any]) -> None:
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_allclose(a[name], b[name], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize('experiment', SMALL_EXPERIMENTS)
+def test_a_masked_example_counts_for_nothing(experiment):
+  task, outputs, batch = _noise(experiment)
+  mask = np.array([1, 0, 0, 1, 1, 0, 1, 0], np.float32)
+  masked = _means(task, outputs, {**batch, 'mask': mask})
+  without = _means(task, outputs, {**batch, 'mask': np.ones_like(mask)}, mask == 1)
+  _assert_same_means(masked, without)
+
+
+@pytest.mark.parametrize('experiment', SMALL_EXPERIMENTS)
+def test_metrics_of_the_parts_of_a_batch_add_up(experiment):
+  task, outputs, batch = _noise(experiment)
+  batch = {**batch, 'mask': np.array([1, 0.5, 1, 1, 0, 0, 2, 1], np.float32)}
+  parts = [_means(task, outputs, batch, rows) for rows in (slice(0, 4), slice(4, 8))]
+  _assert_same_means(metrics.add(*parts), _means(task, outputs, batch))
+
+
+def evaluate_22() -> dict[str, Any]:
+  """Evaluates 22 examples in batches of 8 on all devices: how many were counted, the values, and NumPy's values."""
+  from perceiver_jax.training import evaluate, experiment, parallel
+
+  task = _small_task()
+  built = experiment.build(_task('configs/digits.py:debug')[0], task)
+  train_state = built.init()
+  params, state = parallel.replicate((train_state.params, train_state.state))
+  weights = []
+
+  def counting_step(*arguments: Any) -> Any:
+    means = built.eval_step(*arguments)
+    weights.append(float(parallel.unreplicate(means)['loss'][1]))
+    return means
+
+  values = evaluate.evaluate(task, built._replace(eval_step=counting_step), params, state, 'test', batch_size=8)
+  (whole,) = task.batches('test', batch_size=22, is_training=False)
+  output = train_state.params['output']
+  logits = whole['x'] @ np.asarray(output['w'], np.float64) + output['b']
+  log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+  expected = {
+    'test/loss': -float(np.mean(log_probs[np.arange(22), whole['label']])),
+    'test/accuracy': float(np.mean(logits.argmax(1) == whole['label'])),
+  }
+  return {'num_devices': parallel.num_devices(), 'count': sum(weights), 'values': values, 'expected': expected}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('num_devices', [1, 3, 4, 8])
+def test_an_evaluation_counts_every_example_exactly_once(num_devices):
+  script = 'import json; from tests import test_laws_at_work as t; print(json.dumps(t.evaluate_22()))'
+  result = _python(script, num_devices)
+  assert result['num_devices'] == num_devices
+  assert result['count'] == 22
+  assert result['values'] == pytest.approx(result['expected'], rel=1e-5)
+
+
+# Law 8: randomness and time are functions, not streams.
+
+
+def test_due_is_true_at_every_multiple_and_at_the_end():
+  from perceiver_jax.training.loop import due
+
+  assert [step for step in range(12) if due(step, 4, 11)] == [4, 8, 11]
+  assert [step for step in range(9) if due(step, 4, 8)] == [4, 8]
+  assert [step for step in range(4) if due(step, 1, 3)] == [1, 2, 3]
+  assert [step for step in range(4) if due(step, 100, 3)] == [3]
+
+
+def test_seed_and_step_alone_decide_a_batch():
+  def rows(seed: int, batch_size: int, first_step: int, num_steps: int) -> dict[str, np.ndarray]:
+    config, task = _task('configs/digits.py')
+    config.seed = seed
+    batches = task.batches('train', batch_size=batch_size, is_training=True, first_step=first_step)
+    taken = [next(batches) for _ in range(num_steps)]
+    return {name: np.concatenate([batch[name] for batch in taken]) for name in taken[0]}
+
+  whole = rows(seed=3, batch_size=400, first_step=0, num_steps=4)  # of 1,259 examples, so into the second epoch
+  resumed = rows(seed=3, batch_size=400, first_step=2, num_steps=2)
+  smaller = rows(seed=3, batch_size=200, first_step=4, num_steps=4)
+  for name in whole:
+    np.testing.assert_array_equal(resumed[name], whole[name][800:])
+    np.testing.assert_array_equal(smaller[name], whole[name][800:])
+  other = rows(seed=4, batch_size=400, first_step=2, num_steps=2)
+  assert np.mean(other['label'] != resumed['label']) > 0.5
+
+
+def test_seed_and_step_alone_decide_what_is_random_in_a_step():
+  from perceiver_jax.training import experiment, parallel
+
+  x = np.random.default_rng(0).normal(size=[16, 4]).astype(np.float32)
+  batch = {'x': x, 'label': np.arange(16, dtype=np.int32) % 3, 'mask': np.ones(16, np.float32)}
+  params = {'output': {'w': np.eye(4, 3, dtype=np.float32), 'b': np.zeros(3, np.float32)}}
+
+  def losses_of(seed: int, steps: list[int]) -> list[float]:
+    config, _ = _task('configs/digits.py:debug')
+    config.seed = seed
+    built = experiment.build(config, _small_task())
+    states = [parallel.replicate(built.init()._replace(params=params, step=np.int32(step))) for step in steps]
+    means = [built.train_step(state, parallel.shard(batch))[1]['loss'] for state in states]
+    return [float(parallel.unreplicate(total)) for total, _ in means]
+
+  third, fourth, third_again = losses_of(seed=0, steps=[3, 4, 3])
+  assert third_again == third
+  assert fourth != third
+  assert losses_of(seed=1, steps=[3]) != [third]
+
+
+if __name__ == '__main__':
+  text = json.dumps({experiment: _parameters(experiment) for experiment in EXPERIMENTS}, indent=1)
+  GOLDEN.write_text(text + '\n')

@@ -1,0 +1,203 @@
+"""What a newcomer's machine relies on: the pins, the wheel, the Makefile, and tests that work offline."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.metadata
+import pathlib
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PYTHONS = ('3.11', '3.12', '3.13')
+PACKAGES = ('perceiver_jax', 'configs')
+
+
+def _requirements(name: str) -> list[Requirement]:
+  lines = (line.partition('#')[0].strip() for line in (ROOT / name).read_text().splitlines())
+  return [Requirement(line) for line in lines if line and not line.startswith('-')]
+
+
+def _names(requirements: list[Requirement]) -> set[str]:
+  return {canonicalize_name(requirement.name) for requirement in requirements}
+
+
+def _extras() -> list[Requirement]:
+  extras = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies']
+  return [Requirement(line) for lines in extras.values() for line in lines]
+
+
+def _imported_modules(path: pathlib.Path) -> set[str]:
+  """Returns the top-level names that a file imports, anywhere in it, but for the standard library and our own."""
+  names = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom) and not node.level:
+      names.add(node.module)
+  return {name.partition('.')[0] for name in names} - sys.stdlib_module_names - {*PACKAGES, 'tests', 'conftest'}
+
+
+def _imported_distributions(*places: str) -> dict[str, str]:
+  """Returns {distribution: a file that imports it}. A module nobody installed counts as a distribution of its name."""
+  files = [file for place in places for file in [ROOT / place, *(ROOT / place).rglob('*.py')] if file.is_file()]
+  installed = importlib.metadata.packages_distributions()
+  return {
+    canonicalize_name(installed.get(module, [module])[0]): str(file.relative_to(ROOT))
+    for file in files for module in _imported_modules(file)
+  }
+
+
+@pytest.mark.parametrize('name', ['requirements.txt', 'requirements-test.txt'])
+@pytest.mark.parametrize('python', PYTHONS)
+def test_each_python_gets_exactly_one_exact_version_of_each_requirement(name, python):
+  requirements = _requirements(name)
+  chosen = [r for r in requirements if r.marker is None or r.marker.evaluate({'python_version': python})]
+  assert sorted(canonicalize_name(r.name) for r in chosen) == sorted(_names(requirements))
+  for requirement in chosen:
+    assert re.fullmatch(r'==[\w.]+', str(requirement.specifier)), f'{requirement} is not pinned'
+
+
+def test_this_environment_has_the_pinned_versions():
+  for requirement in _requirements('requirements.txt'):
+    if requirement.marker is None or requirement.marker.evaluate():
+      installed = importlib.metadata.version(requirement.name)
+      assert requirement.specifier.contains(installed), f'{requirement.name} {installed}, not {requirement.specifier}'
+
+
+def test_every_library_we_import_is_declared():
+  declared = _names(_requirements('requirements.txt') + _extras())
+  imported = _imported_distributions(*PACKAGES, 'train.py', 'eval.py')
+  assert {'jax', 'dm-haiku', 'numpy'} <= imported.keys()
+  assert {name: file for name, file in imported.items() if name not in declared} == {}
+
+
+def test_every_library_the_tests_import_is_declared():
+  comes_with_pytest = {'packaging'}
+  declared = _names(_requirements('requirements.txt') + _requirements('requirements-test.txt')) | comes_with_pytest
+  assert {name: file for name, file in _imported_distributions('tests').items() if name not in declared} == {}
+
+
+def test_every_declared_library_is_imported():
+  version_only = {'jaxlib'}  # jax imports it; pinned so that the two move together
+  declared = _names(_requirements('requirements.txt'))
+  assert declared - version_only - _imported_distributions(*PACKAGES, 'train.py', 'eval.py').keys() == set()
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+  """Our wheel, built offline from a copy, for setuptools writes beside what it builds."""
+  copy = tmp_path_factory.mktemp('clone')
+  for name in PACKAGES:
+    shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns('__pycache__'))
+  for name in ('pyproject.toml', 'requirements.txt', 'README.md', 'LICENSE'):
+    shutil.copy(ROOT / name, copy)
+  command = [sys.executable, '-m', 'pip', 'wheel', '.', '--no-deps', '--no-build-isolation', '--no-index']
+  done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout + done.stderr
+  return zipfile.ZipFile(next(copy.glob('*.whl')))
+
+
+def _read(wheel: zipfile.ZipFile, name: str) -> str:
+  """Returns a file of the wheel's dist-info folder."""
+  return wheel.read(next(file for file in wheel.namelist() if file.endswith(f'.dist-info/{name}'))).decode()
+
+
+def test_the_wheel_holds_every_file_of_our_packages(wheel):
+  ours = {str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob('*')
+          if path.is_file() and '__pycache__' not in path.parts}
+  assert 'perceiver_jax/core/perceiver.py' in ours and 'configs/digits.py' in ours
+  assert {name for name in wheel.namelist() if '.dist-info/' not in name} == ours
+
+
+def test_the_wheel_requires_what_requirements_txt_pins(wheel):
+  lines = re.findall(r'^Requires-Dist: (.*)$', _read(wheel, 'METADATA'), re.MULTILINE)
+  required = {str(Requirement(line)) for line in lines if 'extra ==' not in line}
+  assert required == {str(requirement) for requirement in _requirements('requirements.txt')}
+
+
+def test_the_commands_of_the_wheel_exist(wheel):
+  commands = dict(re.findall(r'^(\S+) = (\S+)$', _read(wheel, 'entry_points.txt'), re.MULTILINE))
+  assert commands.keys() == {'perceiver-train', 'perceiver-eval'}
+  for target in commands.values():
+    module, function = target.split(':')
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def _makefile_targets() -> set[str]:
+  return set(re.findall(r'^([a-z][a-z-]*):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
+
+
+def test_every_make_target_that_we_speak_of_exists():
+  readme = (ROOT / 'README.md').read_text()
+  code = '\n'.join(re.findall(r'```.*?```|`[^`\n]+`', readme, re.DOTALL))
+  spoken = set(re.findall(r'\bmake ([a-z][a-z-]*)', code + (ROOT / '.ci' / 'run').read_text()))
+  assert {'digits', 'test', 'lint'} <= spoken
+  assert spoken <= _makefile_targets()
+
+
+def _make(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
+  return subprocess.run(['make', *arguments], cwd=folder, capture_output=True, text=True)
+
+
+def test_make_help_lists_every_target():
+  listed = re.findall(r'^make ([a-z-]+) ', _make(ROOT, 'help').stdout, re.MULTILINE)
+  assert set(listed) == _makefile_targets()
+
+
+@pytest.mark.parametrize('python, says', [('', 'No Python 3.11 or newer'), ('false', 'false is not Python 3.11')])
+def test_make_without_a_fit_python_says_what_to_do(tmp_path, python, says):
+  for name in ('Makefile', 'requirements.txt'):
+    shutil.copy(ROOT / name, tmp_path)
+  done = _make(tmp_path, f'PYTHON={python}', 'digits')
+  assert done.returncode != 0
+  said = done.stderr.splitlines()
+  assert len(said) == 2 and said[0].startswith(says) and 'make PYTHON=' in said[0]  # the second line is make's own
+  assert not (tmp_path / '.venv').exists()
+
+
+@pytest.mark.slow
+def test_make_installs_once_and_starts_an_interrupted_install_again(tmp_path):
+  shutil.copy(ROOT / 'Makefile', tmp_path)
+  (tmp_path / '.venv').mkdir()
+  base, test, unfinished, left_over = (
+    tmp_path / '.venv' / name for name in ('.requirements', '.requirements-test', '.unfinished', 'left_over'))
+  install = lambda: _make(tmp_path, f'PYTHON={sys.executable}', '.venv/.requirements-test')
+  unfinished.touch()
+  left_over.write_text('half a wheel')
+  (tmp_path / 'requirements.txt').write_text('')
+  (tmp_path / 'requirements-test.txt').write_text('')
+  assert install().returncode == 0
+  assert base.exists() and test.exists() and not unfinished.exists() and not left_over.exists()
+  assert 'up to date' in install().stdout
+
+  (tmp_path / 'requirements-test.txt').write_text('./there_is_no_such_package')
+  assert install().returncode != 0
+  assert unfinished.exists() and not base.exists()
+
+
+def test_a_test_cannot_reach_another_machine():
+  for attempt in (socket.socket().connect, socket.socket().connect_ex):
+    with pytest.raises(OSError, match='tests have no network'):
+      attempt(('192.0.2.1', 80))  # reserved for documentation (RFC 5737): nobody's address
+
+
+def test_a_test_can_reach_its_own_machine():
+  with socket.create_server(('127.0.0.1', 0)) as server, socket.create_connection(server.getsockname()) as client:
+    client.sendall(b'x')
+    assert server.accept()[0].recv(1) == b'x'
+
+
+def test_the_tests_see_eight_devices():
+  import jax
+  assert jax.local_device_count('cpu') == 8

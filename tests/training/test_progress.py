@@ -1,0 +1,228 @@
+"""What a run tells: sums that survive a restart, a log that can be cut back, a bar for people and lines for files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import pty
+import re
+import struct
+import sys
+import time
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from perceiver_jax import config_file
+from perceiver_jax.training import parallel, progress
+from perceiver_jax.training.progress import Log, Progress, Window, read_history, summary
+from perceiver_jax.types import UserError
+
+
+@pytest.fixture
+def config():
+  return config_file.load('configs/digits.py:debug')
+
+
+def _means(seed: int):
+  random = np.random.default_rng(seed)
+  names = ['loss', 'accuracy', *(['rare'] if seed % 2 else [])]
+  return parallel.replicate({name: tuple(random.uniform(0, 1, 2).astype(np.float32)) for name in names})
+
+
+def test_a_window_adds_up_sums_and_weights():
+  window = Window()
+  for total, weight in ((1.5, 2.0), (0.25, 0.0), (4.0, 1.0)):
+    window.add(parallel.replicate({'loss': (np.float32(total), np.float32(weight))}))
+  assert window.totals() == {'loss': (5.75, 3.0)} == window.totals()
+  assert Window().totals() == {}
+
+
+@pytest.mark.parametrize('num_before', [0, 1, 4, 7])
+def test_a_window_that_is_saved_and_resumed_ends_with_the_same_bits(num_before):
+  whole, before = Window(), Window()
+  for seed in range(7):
+    whole.add(_means(seed))
+  for seed in range(num_before):
+    before.add(_means(seed))
+  after = Window(json.loads(json.dumps(before.totals())))
+  for seed in range(num_before, 7):
+    after.add(_means(seed))
+  assert after.totals() == whole.totals() and set(whole.totals()) == {'loss', 'accuracy', 'rare'}
+
+
+def _write(workdir: pathlib.Path, config, last_step: int, *lines: dict) -> None:
+  with Log(str(workdir), config, last_step=last_step) as log:
+    for line in lines:
+      line = dict(line)
+      log.write(line.pop('step'), line)
+
+
+LINES = [{'step': step, 'train/loss': 1 / step} for step in range(1, 7)]
+
+
+def test_each_line_is_on_disk_when_write_returns(tmp_path, config):
+  with Log(str(tmp_path), config, last_step=0) as log:
+    log.write(1, {'train/loss': 0.1, 'speed/examples_per_second': 3.0})
+    log.write(1, {'validation/loss': 0.2})
+    text = (tmp_path / 'metrics.jsonl').read_text()
+  assert [json.loads(line) for line in text.splitlines()] == [
+    {'step': 1, 'train/loss': 0.1, 'speed/examples_per_second': 3.0}, {'step': 1, 'validation/loss': 0.2}]
+  assert read_history(tmp_path) == [json.loads(line) for line in text.splitlines()]
+  assert read_history(tmp_path / 'tensorboard') == []
+
+
+@pytest.mark.parametrize('last_step', [0, 1, 4, 6])
+def test_a_log_is_cut_back_to_the_step_at_which_the_run_resumes(tmp_path, config, last_step):
+  _write(tmp_path, config, 0, *LINES)
+  whole = (tmp_path / 'metrics.jsonl').read_bytes()
+  _write(tmp_path, config, last_step)
+  assert read_history(tmp_path) == LINES[:last_step]
+  _write(tmp_path, config, last_step, *LINES[last_step:])
+  assert (tmp_path / 'metrics.jsonl').read_bytes() == whole
+
+
+@pytest.mark.parametrize('rest', ['{"step": 3, "train/lo', '{"step": 3, "train/loss": 1.0}', '{'])
+def test_a_last_line_cut_short_by_a_kill_is_left_out(tmp_path, config, rest):
+  _write(tmp_path, config, 0, *LINES[:2])
+  with (tmp_path / 'metrics.jsonl').open('a') as file:
+    file.write(rest)
+  assert read_history(tmp_path) == LINES[:2]
+  _write(tmp_path, config, 6, LINES[2])
+  assert read_history(tmp_path) == LINES[:3]
+
+
+def test_what_is_not_a_finite_number_is_null_and_is_read_as_nan(tmp_path, config):
+  _write(tmp_path, config, 0, {'step': 1, 'train/loss': math.nan, 'train/norm': math.inf, 'train/low': -math.inf, 'ok': 1.0})
+  _write(tmp_path, config, 1)  # reads the line and writes it again
+  text = (tmp_path / 'metrics.jsonl').read_text()
+  assert text == '{"step": 1, "train/loss": null, "train/norm": null, "train/low": null, "ok": 1.0}\n'
+  (line,) = read_history(tmp_path)
+  assert [name for name, value in line.items() if math.isnan(value)] == ['train/loss', 'train/norm', 'train/low']
+
+
+def _events(workdir: pathlib.Path) -> list[event_pb2.Event]:
+  """Every event of every TensorBoard file: records of length, checksum, event, checksum."""
+  events = []
+  for path in sorted((workdir / 'tensorboard').iterdir(), key=lambda path: path.stat().st_mtime_ns):
+    data, start = path.read_bytes(), 0
+    while start < len(data):
+      (size,) = struct.unpack_from('<Q', data, start)
+      events.append(event_pb2.Event.FromString(data[start + 12:start + 12 + size]))
+      start += 12 + size + 4
+  return events
+
+
+def test_tensorboard_gets_the_same_numbers_as_they_come(tmp_path, config):
+  with Log(str(tmp_path), config, last_step=0) as log:
+    for line in LINES[:2]:
+      log.write(line['step'], {'train/loss': line['train/loss'], 'train/norm': math.nan})
+      written = [(event.step, value.tag, value.simple_value) for event in _events(tmp_path) for value in event.summary.value]
+      assert written == [(row['step'], 'train/loss', pytest.approx(row['train/loss'])) for row in LINES[:line['step']]]
+
+
+def test_tensorboard_is_told_where_a_run_resumes(tmp_path, config):
+  _write(tmp_path, config, 0, *LINES)
+  _write(tmp_path, config, 4, *LINES[4:])
+  starts = [event.step for event in _events(tmp_path) if event.session_log.status == event_pb2.SessionLog.START]
+  assert starts[-1] == 5  # what was written from step 5 on is void
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+  """A stand-in for the library that notes how it is used."""
+  calls = []
+  module = ModuleType('wandb')
+  module.init = lambda **kwargs: calls.append(('init', kwargs)) or SimpleNamespace(
+    log=lambda values, step: calls.append(('log', step, values)),
+    finish=lambda exit_code: calls.append(('finish', exit_code)))
+  monkeypatch.setitem(sys.modules, 'wandb', module)
+  return calls
+
+
+def test_wandb_is_told_everything_where_asked_for(tmp_path, config, wandb):
+  _write(tmp_path, config, 0, LINES[0])
+  assert wandb == []
+  config.log.wandb = True
+  _write(tmp_path / '.' / '', config, 0, *LINES[:2])
+  (_, settings), *calls = wandb
+  assert (settings['dir'], settings['name'], settings['config']) == (str(tmp_path), tmp_path.name, config.to_dict())
+  assert calls == [('log', 1, {'train/loss': 1.0}), ('log', 2, {'train/loss': 0.5}), ('finish', 0)]
+
+
+def test_wandb_is_told_that_a_run_failed(tmp_path, config, wandb):
+  config.log.wandb = True
+  with pytest.raises(RuntimeError), Log(str(tmp_path), config, last_step=0):
+    raise RuntimeError
+  assert wandb[-1] == ('finish', 1)
+
+
+def test_a_missing_wandb_is_answered_with_what_to_do(tmp_path, config, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'wandb', None)
+  config.log.wandb = True
+  with pytest.raises(UserError, match='wandb is not installed: pip install wandb'):
+    Log(str(tmp_path), config, last_step=0)
+
+
+def test_a_summary_shows_metrics_and_nothing_else():
+  values = {'step': 3, 'test/accuracy': 0.98765, 'speed/examples_per_second': 9.0, 'validation/loss': math.nan,
+            'train/loss': 2.0, 'checkpoint/best_step': 3}
+  assert summary(values) == 'test/accuracy 0.9877, validation/loss nan, train/loss 2'
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """A clock that is moved by hand."""
+  clock = SimpleNamespace(now=100.0)
+  monkeypatch.setattr(progress, 'time', SimpleNamespace(monotonic=lambda: clock.now))
+  return clock
+
+
+def _take(bar: Progress, clock, num_steps: int, seconds: float) -> None:
+  for _ in range(num_steps):
+    bar.advance()
+  clock.now += seconds
+
+
+def test_progress_prints_plain_lines_where_there_is_no_terminal(capsys, clock):
+  values = {'train/loss': 1.23456, 'train/accuracy': 0.5, 'train/gradient_norm': 3.0}
+  with Progress(first_step=10, num_steps=400, batch_size=64) as bar:
+    bar.say('Compiling ...')
+    _take(bar, clock, 1, seconds=60.0)
+    bar.restart_clock(11)
+    _take(bar, clock, 9, seconds=4.5)
+    rates = bar.report(20, values)
+    with bar.paused():
+      clock.now += 1000.0
+    _take(bar, clock, 10, seconds=2.5)
+    bar.report(30, {'train/loss': math.nan})
+    _take(bar, clock, 370, seconds=1.0)
+    bar.report(400, {})
+  assert rates == {'speed/examples_per_second': 128.0, 'speed/examples_per_second_per_device': 16.0}
+  assert capsys.readouterr().err.splitlines() == [
+    'Compiling ...',
+    'step 20/400, ETA 3:10, 128 examples/s (16 a device), loss 1.235, accuracy 0.5',
+    'step 30/400, ETA 1:32, 256 examples/s (32 a device), loss nan',
+    'step 400/400, ETA 0:00, 23,680 examples/s (2,960 a device)',
+  ]
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch):
+  keyboard, terminal = pty.openpty()
+  with os.fdopen(terminal, 'w') as screen:
+    monkeypatch.setattr(sys, 'stderr', screen)
+    with Progress(first_step=2, num_steps=10, batch_size=64) as bar:
+      bar.say('step 2: validation/loss 0.25')
+      bar.advance()
+      time.sleep(0.01)
+      rates = bar.report(3, {'train/loss': 1.5})
+    os.set_blocking(keyboard, False)
+    shown = os.read(keyboard, 2**16).decode()
+  os.close(keyboard)
+  assert re.search(r'30%.*3/10 \[\d\d:\d\d<.*examples/s.*loss 1\.5', shown), shown  # 00:01<00:07 is past and to come
+  assert '\r' in shown and 'step 2: validation/loss 0.25\r\n' in shown and 'ETA' not in shown
+  assert rates['speed/examples_per_second'] > 0
