@@ -30,7 +30,8 @@ def dense(inputs: InputArray) -> Array:
   if positions is None:
     return features
   table = joined(positions)
-  if table.shape[-2] != features.shape[1]:
-    raise UserError(f'{features.shape[1]} elements {features.shape} but {table.shape[-2]} positions {table.shape}')
+  batch_size, num_elements, _ = features.shape
+  if table.shape[:-1] not in ((num_elements,), (1, num_elements), (batch_size, num_elements)):
+    raise UserError(f'{num_elements} elements {features.shape} but {table.shape[-2]} positions {table.shape}')
   table = jnp.broadcast_to(table, (*features.shape[:2], table.shape[-1]))
   return jnp.concatenate([features, table], axis=-1)

@@ -6,7 +6,7 @@ Shapes: B batch, M inputs, N latents, D latent channels, O queries, E output cha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import haiku as hk
 import jax
@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from perceiver_jax.core.attention import CrossAttend, SelfAttend
 from perceiver_jax.core.input_array import InputArray
 from perceiver_jax.core.position_encoding import LearnedTable
-from perceiver_jax.types import Tree, UserError
+from perceiver_jax.types import UserError
+
+Captured: TypeAlias = dict[str, jax.Array]
 
 
 class Encoder(hk.Module):
@@ -107,7 +109,7 @@ def encode(
   is_training: bool,
   arrangement: str = 'interleaved',
   capture: bool = False,
-) -> tuple[jax.Array, dict[str, Tree]]:
+) -> tuple[jax.Array, Captured]:
   """Reads the inputs into latents and processes them, in the order of the first paper's figure 1 or of its table 6.
 
   Args:
@@ -125,24 +127,21 @@ def encode(
   """
   num_blocks_after = _arrange(encoder.num_cross_attends, processor.num_blocks, arrangement)
 
-  def stage(latents: jax.Array, t: int) -> tuple[jax.Array, Tree]:
-    latents, cross_weights = encoder(latents, inputs, t, is_training=is_training)
+  def stage(latents: jax.Array, t: int) -> tuple[jax.Array, Captured]:
+    latents, weights = encoder(latents, inputs, t, is_training=is_training)
     first = sum(num_blocks_after[:t])
     blocks = range(first, first + num_blocks_after[t])
-    latents, self_weights = _repeat(block, latents, blocks, same=processor.share_blocks)
-    return latents, {'cross_attends': cross_weights[None], 'self_attends': self_weights} if capture else None
+    latents, captured = _repeat(block, latents, blocks, same=processor.share_blocks)
+    return latents, {'cross_attends': weights[None], **captured} if capture else {}
 
-  def block(latents: jax.Array, index: int) -> tuple[jax.Array, Tree]:
+  def block(latents: jax.Array, index: int) -> tuple[jax.Array, Captured]:
     latents, weights = processor(latents, index, is_training=is_training)
-    return latents, weights[None] if capture else None
+    return latents, {'self_attends': weights[None]} if capture else {}
 
   latents, first = stage(encoder.latents(inputs.features.shape[0]), 0)
   same = encoder.share_cross_attends and processor.share_blocks and len(set(num_blocks_after[1:])) == 1
   latents, others = _repeat(stage, latents, range(1, encoder.num_cross_attends), same=same)
-  if not capture:
-    return latents, {}
-  maps = jax.tree.map(lambda *arrays: jnp.concatenate(arrays), first, others) if others else first
-  return latents, {**maps, 'latents': latents}
+  return latents, {**_join([first, others]), 'latents': latents} if capture else {}
 
 
 def _arrange(num_cross_attends: int, num_blocks: int, arrangement: str) -> list[int]:
@@ -157,12 +156,12 @@ def _arrange(num_cross_attends: int, num_blocks: int, arrangement: str) -> list[
 
 
 def _repeat(
-  body: Callable[[jax.Array, int], tuple[jax.Array, Tree]],
+  body: Callable[[jax.Array, int], tuple[jax.Array, Captured]],
   latents: jax.Array,
   indices: Sequence[int],
   *,
   same: bool,
-) -> tuple[jax.Array, Tree]:
+) -> tuple[jax.Array, Captured]:
   """Applies `body(latents, index)` for each index, compiled once where all are the `same`; joins their captures."""
   if same and len(indices) > 1:
     latents, stacked = hk.scan(lambda carry, _: body(carry, indices[0]), latents, None, length=len(indices))
@@ -171,7 +170,12 @@ def _repeat(
   for index in indices:
     latents, maps = body(latents, index)
     captured.append(maps)
-  return latents, jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *captured) if captured else None
+  return latents, _join(captured)
+
+
+def _join(captured: Sequence[Captured]) -> Captured:
+  names = dict.fromkeys(name for maps in captured for name in maps)
+  return {name: jnp.concatenate([maps[name] for maps in captured if name in maps]) for name in names}
 
 
 class Decoder(hk.Module):

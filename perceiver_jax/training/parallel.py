@@ -5,6 +5,7 @@ JAX keeps `pmap` as a thin layer over `jit` and `shard_map`; the day it goes, th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -53,7 +54,7 @@ def replicate(tree: Tree) -> Tree:
 
 def unreplicate(tree: Tree) -> Tree:
   """The first device's copy, as host arrays. (`x[0]` would gather from all devices: a thousand times slower.)"""
-  return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+  return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0, ...], tree)
 
 
 def shard(batch: Batch) -> Batch:
@@ -67,7 +68,7 @@ def check_batch_size(batch_size: int, micro_batches: int) -> None:
   """Raises UserError unless a global batch divides evenly over devices and micro-batches."""
   parts = num_devices() * micro_batches
   if micro_batches < 1 or batch_size < 1 or batch_size % parts:
-    nearest = max(1, round(batch_size / max(1, parts))) * parts
+    nearest = max(1, math.ceil(batch_size / max(1, parts) - 0.5)) * max(1, parts)
     raise UserError(
       f'batch_size={batch_size} does not divide over {num_devices()} devices x micro_batches={micro_batches}; '
       f'the nearest that does is --config.batch_size={nearest}')

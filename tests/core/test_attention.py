@@ -94,7 +94,7 @@ def randomise(params, dtype=np.float32, seed=0):
 
 
 def compiled(function):
-  """jit, in a hurry to run, as nearly all time goes into compilation; and results in NumPy, whose comparisons need none."""
+  """jit, optimised little, as compiling takes most time, and with results in NumPy, as comparing must not compile."""
   function = jax.jit(function, compiler_options={'xla_backend_optimization_level': 0})
   return lambda *arguments: jax.tree.map(np.asarray, function(*arguments))
 

@@ -125,14 +125,6 @@ def test_the_model_is_that_of_the_papers_and_shows_what_it_looked_at(name):
       np.testing.assert_allclose(maps.sum(-1), 1.0, rtol=1e-12, err_msg=what)
 
 
-@pytest.mark.usefixtures('float64')
-def test_all_cross_attends_may_come_at_the_start():
-  architecture = ARCHITECTURES['all_cross_attends_at_the_start']
-  params = _params(architecture)
-  outputs, _ = _apply(architecture)(params, None, FEATURES)
-  np.testing.assert_allclose(outputs, _reference(params, FEATURES, **architecture)[0], rtol=1e-9, atol=1e-9)
-
-
 @pytest.mark.parametrize('name', ARCHITECTURES)
 def test_nothing_is_captured_unless_asked_for(name):
   architecture = ARCHITECTURES[name]

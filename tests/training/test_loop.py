@@ -1,4 +1,4 @@
-"""The run, in this process, on a problem so small that it takes no time: what it writes, picks, refuses and survives."""
+"""The run, in this process, on a problem that takes no time: what it writes, picks, refuses and survives."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_another_config_is_refused_with_its_keys_and_nothing_is_touched(finished
 
 
 @pytest.mark.parametrize('changes, message', [
-  ({'batch_size': 12}, '--config.batch_size=8'),
+  ({'batch_size': 11}, '--config.batch_size=8'),
   ({'micro_batches': 4}, '--config.batch_size=32'),
   ({'checkpoint.best_metric': 'validation/acuracy'}, 'there are validation/error, validation/loss'),
   ({'optimizer.name': 'lmab'}, "'lamb'"),

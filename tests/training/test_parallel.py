@@ -1,7 +1,6 @@
 """Devices working together: what crosses between them, and that their number changes nothing.
 
-Run as a script it is one such number: `python test_parallel.py OUT.npz MICRO_BATCHES ...`, on the devices that XLA_FLAGS
-says.
+Run as a script it is one such number, that which XLA_FLAGS says: `test_parallel.py OUT MICRO_BATCHES ...`.
 """
 
 from __future__ import annotations
@@ -30,16 +29,18 @@ BATCH_SIZE, NUM_STEPS, PEAK_LR = 32, 3, 0.05
 def _config(micro_batches: int):
   """The smallest Perceiver, on digits, by gradient descent: adaptive optimizers would hide a wrong factor."""
   config = config_file.load(str(ROOT / 'configs' / 'digits.py') + ':debug')
-  config.update({'batch_size': BATCH_SIZE, 'micro_batches': micro_batches})
+  config.update({'batch_size': BATCH_SIZE, 'micro_batches': micro_batches, 'ema_decay': None})
   config.optimizer.update({'name': 'sgd', 'schedule': 'constant_cosine', 'peak_lr': PEAK_LR, 'max_norm': 0.0})
-  config.model.update({'num_latents': 2, 'latent_channels': 8, 'num_blocks': 1, 'query_channels': 8})
+  config.model.update({
+    'num_latents': 2, 'latent_channels': 8, 'num_blocks': 1, 'query_channels': 8, 'dropout_prob': 0.0})
   return config
 
 
-def _start(params):
-  """Every parameter away from its start, or the zero head would leave most gradients zero."""
+def _start(experiment):
+  """The state before the first step, with parameters that are no zeros: a head of zeros has hardly a gradient."""
+  state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(experiment.init))
   random = np.random.default_rng(0)
-  return jax.tree.map(lambda x: (x + 0.1 * random.normal(size=x.shape)).astype(np.float32), jax.device_get(params))
+  return state._replace(params=jax.tree.map(lambda x: random.normal(0, 0.5, x.shape).astype(x.dtype), state.params))
 
 
 def _uneven(batch, step: int):
@@ -60,9 +61,8 @@ def _three_steps(micro_batches: int) -> dict[str, np.ndarray]:
   config = _config(micro_batches)
   task = image_classification.make(config)
   experiment = build(config, task)
-  state = jax.device_get(experiment.init())
-  state = start = state._replace(params=_start(state.params))
-  state, seen = parallel.replicate(state), []
+  start = _start(experiment)
+  state, seen = parallel.replicate(start), []
   for batch in _batches(task):
     shards = parallel.shard(batch)
     seen.append({name: np.asarray(rows).reshape(BATCH_SIZE, *rows.shape[2:]) for name, rows in shards.items()})
@@ -82,7 +82,7 @@ def _directly() -> dict[str, np.ndarray]:
     return total / weight
 
   gradient = jax.jit(jax.grad(mean_loss))
-  params = _start(build(config, task).init().params)
+  params = _start(build(config, task)).params
   for batch in _batches(task):
     params = jax.tree.map(lambda p, g: p - np.float32(PEAK_LR) * np.asarray(g), params, gradient(params, batch))
   return _named('end', params)
@@ -98,10 +98,19 @@ def _on(num_devices: int, out: pathlib.Path, *micro_batches: int) -> dict[int, d
   flags = f'--xla_force_host_platform_device_count={num_devices}'
   done = subprocess.run(
     [sys.executable, __file__, str(out), *names], capture_output=True, text=True, check=False,
-    env={**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT)})
+    env={**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT), 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'})
   assert done.returncode == 0, done.stderr
   assert done.stdout.split() == [str(num_devices)]
   return {number: dict(np.load(f'{out}.{number}.npz')) for number in micro_batches}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  """Nothing here is run often enough to be worth optimizing."""
+  before = jax.config.read('jax_disable_most_optimizations')
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', before)
 
 
 @pytest.fixture(scope='module')
@@ -111,23 +120,23 @@ def eight() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope='module')
 def one(tmp_path_factory) -> dict[int, dict[str, np.ndarray]]:
-  return _on(1, tmp_path_factory.mktemp('one') / 'run', 1, 2, 4)
+  return _on(1, tmp_path_factory.mktemp('one') / 'run', 1, 2)
 
 
-def _assert_same_descent(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray], start: dict[str, np.ndarray]) -> None:
-  """Ends within 1e-6 of the largest change, which is less than the largest parameter."""
-  ends = [name for name in expected if name.startswith('end/')]
-  assert ends and set(ends) <= set(actual)
-  change = max(np.abs(expected[name] - start[name.replace('end/', 'start/')]).max() for name in ends)
-  largest = max(np.abs(expected[name]).max() for name in ends)
-  difference = max(np.abs(actual[name] - expected[name]).max() for name in ends)
+def _assert_same_descent(run: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+  """Both end within 1e-6 of the largest change of a parameter, and of the largest parameter."""
+  names = [name.removeprefix('end/') for name in expected if name.startswith('end/')]
+  assert len(names) > 40
+  parameter = max(np.abs(expected[f'end/{name}']).max() for name in names)
+  change = max(np.abs(expected[f'end/{name}'] - run[f'start/{name}']).max() for name in names)
+  difference = max(np.abs(expected[f'end/{name}'] - run[f'end/{name}']).max() for name in names)
   assert change > 0.1
-  assert difference < 1e-6 * min(change, largest), (difference, change, largest)
+  assert difference < 1e-6 * min(change, parameter), (difference, change, parameter)
 
 
 @pytest.mark.slow
 def test_eight_devices_descend_as_the_arithmetic_says(eight):
-  _assert_same_descent(eight, _directly(), eight)
+  _assert_same_descent(eight, _directly())
 
 
 @pytest.mark.slow
@@ -136,13 +145,12 @@ def test_one_two_and_eight_devices_end_with_the_same_parameters(eight, one, tmp_
   for run in (two, eight):
     batches = {name: rows for name, rows in run.items() if not name.startswith('end/')}
     assert {name for name, rows in batches.items() if not np.array_equal(rows, one[1][name])} == set()
-    _assert_same_descent(run, one[1], one[1])
+    _assert_same_descent(run, one[1])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('micro_batches', [2, 4])
-def test_micro_batches_end_with_the_same_parameters(one, micro_batches):
-  _assert_same_descent(one[micro_batches], one[1], one[1])
+def test_micro_batches_end_with_the_same_parameters(one):
+  _assert_same_descent(one[2], one[1])
 
 
 def test_what_is_replicated_comes_back_as_it_was():
@@ -152,7 +160,7 @@ def test_what_is_replicated_comes_back_as_it_was():
   back = parallel.unreplicate(on_devices)
   assert jax.tree.structure(back) == jax.tree.structure(tree)
   for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True):
-    assert isinstance(x, np.ndarray) and x.dtype == y.dtype
+    assert isinstance(x, np.ndarray | np.generic) and x.dtype == y.dtype
     np.testing.assert_array_equal(x, y)
 
 
@@ -179,7 +187,7 @@ def test_sums_means_and_numbers_of_devices():
 
 
 @pytest.mark.parametrize('batch_size, micro_batches, nearest', [
-  (12, 1, 8), (13, 1, 16), (1, 1, 8), (24, 2, 32), (0, 1, 8), (-8, 1, 8), (16, 4, 32)])
+  (11, 1, 8), (13, 1, 16), (1, 1, 8), (24, 2, 32), (0, 1, 8), (-8, 1, 8), (16, 4, 32)])
 def test_a_batch_that_does_not_divide_is_answered_with_the_nearest_that_does(batch_size, micro_batches, nearest):
   with pytest.raises(UserError, match=f'batch_size={batch_size} does not divide') as caught:
     parallel.check_batch_size(batch_size, micro_batches)
