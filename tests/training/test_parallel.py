@@ -187,7 +187,7 @@ def test_sums_means_and_numbers_of_devices():
 
 
 @pytest.mark.parametrize('batch_size, micro_batches, nearest', [
-  (11, 1, 8), (13, 1, 16), (1, 1, 8), (24, 2, 32), (0, 1, 8), (-8, 1, 8), (16, 4, 32)])
+  (11, 1, 8), (13, 1, 16), (1, 1, 8), (25, 2, 32), (0, 1, 8), (-8, 1, 8), (16, 4, 32)])
 def test_a_batch_that_does_not_divide_is_answered_with_the_nearest_that_does(batch_size, micro_batches, nearest):
   with pytest.raises(UserError, match=f'batch_size={batch_size} does not divide') as caught:
     parallel.check_batch_size(batch_size, micro_batches)
