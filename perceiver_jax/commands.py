@@ -153,6 +153,7 @@ def _show_log() -> None:
 
 def _train(config: ConfigDict, workdir: str, profile_steps: int) -> int:
   _show_log()
+  run_config.check_ranges(config)
   task = _make_task(config)
   from perceiver_jax.training import loop
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,13 @@ from ml_collections import ConfigDict
 from perceiver_jax.types import UserError
 
 _ABSENT = object()
+# What the last word of a key says of its value; the first that matches counts.
+_RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
+  ('num_blocks|warmup_steps|weight_decay|max_norm|peak_lr', 'at least 0', lambda x: x >= 0),
+  ('ema_decay|label_smoothing', 'from 0 to 1', lambda x: 0 <= x <= 1),
+  ('.*_prob', 'at least 0 and less than 1', lambda x: 0 <= x < 1),
+  ('num_.*|.*_steps|.*_size|.*channels|widening|keep_last|micro_batches|max_skipped', 'at least 1', lambda x: x >= 1),
+)
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
@@ -27,6 +36,16 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     else:
       flat[key] = _tuples(value)
   return flat
+
+
+def check_ranges(config: ConfigDict) -> None:
+  """Raises UserError for a number that cannot be what its name says: a count of 0, a probability of 1.5."""
+  for key, value in flatten(config).items():
+    for pattern, range_, is_in_range in _RANGES if isinstance(value, int | float) else ():
+      if re.fullmatch(pattern, key.rpartition('.')[2]):
+        if not is_in_range(value):
+          raise UserError(f'{key} is {value}; it must be {range_}')
+        break
 
 
 def to_json(config: ConfigDict) -> str:

@@ -207,3 +207,25 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
   with pytest.raises(UserError, match=r'optimizer\.peak_lr: 0\.002 in the workdir, 0\.5 now'):
     run_config.claim(config, tmp_path / 'run', is_new=False)
   assert (tmp_path / 'run' / 'config.json').read_bytes() == before
+
+
+@pytest.mark.parametrize(('key', 'value'), [
+  ('num_steps', 0), ('eval.every_steps', 0), ('log.every_steps', -1), ('eval.batch_size', 0), ('micro_batches', 0),
+  ('model.num_latents', 0), ('model.latent_channels', 0), ('model.num_self_attends_per_block', 0),
+  ('model.position.num_bands', 0), ('model.position.channels', 0), ('model.dropout_prob', 1.0),
+  ('model.num_blocks', -1), ('model.widening', 0),
+  ('model.attention_dropout_prob', -0.1), ('ema_decay', 2.0), ('label_smoothing', -1.0), ('checkpoint.keep_last', 0),
+  ('optimizer.warmup_steps', -1), ('max_skipped', 0), ('optimizer.weight_decay', -1.0),
+])
+def test_a_number_out_of_its_range_is_named(key, value):
+  config = FAMILIES['digits'].get_config('debug')
+  run_config.check_ranges(config)
+  config.update_from_flattened_dict({key: value})
+  with pytest.raises(UserError, match=f'^{key} is {value}; it must be'):
+    run_config.check_ranges(config)
+
+
+def test_a_model_without_a_latent_transformer_and_a_run_without_warm_up_are_in_range():
+  config = FAMILIES['digits'].get_config('debug')
+  config.model.num_blocks = config.optimizer.warmup_steps = 0
+  run_config.check_ranges(config)

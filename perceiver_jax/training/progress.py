@@ -81,7 +81,15 @@ def read_history(workdir: str) -> History:
       lines = file.read().split('\n')[:-1]  # what follows the last newline was never finished
   except FileNotFoundError:
     return []
-  return [{k: math.nan if v is None else v for k, v in json.loads(line).items()} for line in lines]
+  return [_read_line(workdir, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _read_line(workdir: str, number: int, line: str) -> dict[str, float]:
+  try:
+    return {name: math.nan if value is None else value for name, value in json.loads(line).items()}
+  except (ValueError, AttributeError) as error:
+    raise UserError(
+      f'{workdir}/metrics.jsonl, line {number} is damaged: {line[:60]!r}. Mend or delete that line.') from error
 
 
 def summary(values: dict[str, float]) -> str:
