@@ -120,6 +120,6 @@ def debug(config: ConfigDict) -> None:
   num_cross_attends = min(config.model.num_cross_attends, 2)
   config.model.update({
     'num_latents': 4, 'latent_channels': 16, 'num_blocks': 2, 'num_self_attends_per_block': 1,
-    'num_cross_attends': num_cross_attends, 'num_cross_heads': 1, 'num_self_heads': 2, 'query_channels': 16,
+    'num_cross_attends': num_cross_attends, 'num_self_heads': 2, 'query_channels': 16,
   })
   config.model.position.update({'num_bands': 4, 'channels': 16})

@@ -22,17 +22,17 @@ def get_config(variant: str = '') -> ConfigDict:
   words = common.words(variant, VARIANTS)
   config = common.get_config()
   # Every number here is ours.
-  config.update({'num_steps': 1_600, 'batch_size': 64, 'ema_decay': 0.99, 'label_smoothing': 0.2})
+  config.update({'num_steps': 1_600, 'batch_size': 64, 'ema_decay': 0.99})
   config.optimizer.update({
     'name': 'adamw', 'peak_lr': 2e-3, 'schedule': 'warmup_cosine', 'warmup_steps': 100,
     'weight_decay': 0.05, 'max_norm': 1.0,
   })
   config.data.update({'name': 'digits', 'image_size': 8, 'num_channels': 1, 'num_classes': 10})
   config.model.update({
-    'num_latents': 16, 'latent_channels': 96, 'num_blocks': 1, 'num_self_attends_per_block': 4, 'num_cross_heads': 5,
-    'num_self_heads': 4, 'query_channels': 96, 'dropout_prob': 0.1,
+    'num_latents': 16, 'latent_channels': 96, 'num_blocks': 1, 'num_self_attends_per_block': 4, 'num_self_heads': 4,
+    'query_channels': 96, 'dropout_prob': 0.1,
   })
-  config.model.position.update({'num_bands': 8, 'channels': 34})
+  config.model.position.update({'num_bands': 8, 'channels': 32})
   config.eval.update({'every_steps': 200, 'batch_size': 256})
   # 179 images are too few to tell accuracies apart.
   config.checkpoint.update({'every_steps': 200, 'best_metric': 'validation/loss'})
