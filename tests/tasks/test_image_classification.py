@@ -19,7 +19,7 @@ NO_LATENT_TRANSFORMER = {'head': 'pool', 'num_blocks': 0, 'share_cross_attends':
 
 def _imagenet(**model):
   config = common.get_config()
-  config.data.update({'name': 'synthetic', 'num_classes': 1000})
+  config.data.update({'name': 'images', 'num_classes': 1000})
   config.model.update(model)
   return config
 
@@ -170,6 +170,7 @@ def test_loss_and_accuracy_follow_the_config_and_leave_padding_out():
 
 
 @pytest.mark.parametrize('change, message', [
+  ({'data.name': 'digit'}, r"there is no data set 'digit'; perceiver_jax/data has: digits"),
   ({'data.permutation': 'both'}, r"data.permutation is 'none', 'joint' or 'pixels', not 'both'"),
   ({'model.head': 'token'}, r"model.head is 'query' or 'pool', not 'token'"),
   ({'model.position.kind': 'none'}, r"model.position.kind is 'fourier' or 'learned', not 'none'"),
