@@ -250,7 +250,12 @@ def test_eval_of_a_folder_that_is_no_run_is_answered_by_the_real_program(tmp_pat
 
 @pytest.mark.slow
 def test_an_interruption_before_the_run_begins_is_quiet(tmp_path):
-  path = _config_file(tmp_path, 'import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n')
+  # A shell starts what it runs in the background with SIGINT ignored.
+  path = _config_file(
+    tmp_path,
+    'import os, signal\n'
+    'signal.signal(signal.SIGINT, signal.default_int_handler)\n'
+    'os.kill(os.getpid(), signal.SIGINT)\n')
   done = _start('train.py', f'--config={path}', f'--workdir={tmp_path}/run')
   assert (done.returncode, done.stdout, done.stderr) == (130, '', '')
 

@@ -8,6 +8,7 @@ import os
 import pathlib
 import pty
 import re
+import select
 import struct
 import sys
 import termios
@@ -224,8 +225,10 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch):
       bar.advance()
       time.sleep(0.01)
       rates = bar.report(3, {'train/loss': 1.5})
-    os.set_blocking(keyboard, False)
-    shown = os.read(keyboard, 2**16).decode()
+    seen = b''
+    while b'loss 1.5' not in seen and select.select([keyboard], [], [], 10)[0]:  # it arrives in parts
+      seen += os.read(keyboard, 2**16)
+  shown = seen.decode()
   os.close(keyboard)
   assert re.search(r'30%.*3/10 \[\d\d:\d\d<.*examples/s.*loss 1\.5', shown), shown  # 00:01<00:07 is past and to come
   assert '\r' in shown and 'step 2: validation/loss 0.25\r\n' in shown and 'ETA' not in shown

@@ -159,9 +159,9 @@ def test_a_kill_loses_no_more_than_what_was_not_saved_yet(disturbed):
   _, _, in_save, in_evaluation, ended = disturbed[1]
   assert in_save.exit_code == in_evaluation.exit_code == -signal.SIGKILL
   assert f'Resuming at step 3 of {NUM_STEPS}.' in in_save.err
-  assert re.search('Resuming at step [34] ', in_evaluation.err)
+  assert re.search('Resuming at step [34] ', in_evaluation.err)  # whichever the disk had by then
   assert ended.exit_code == 0, ended.err
-  assert 'Resuming at step 4 ' in ended.err
+  assert re.search('Resuming at step [34] ', ended.err)
 
 
 @pytest.mark.slow
