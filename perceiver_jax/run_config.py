@@ -91,6 +91,8 @@ def claim(config: ConfigDict, workdir: str | os.PathLike, *, is_new: bool) -> No
   Raises UserError where another config has left something to lose, naming the keys; nothing there is touched.
   """
   if is_new:
+    if os.path.exists(os.path.join(workdir, 'config.json')) and 'num_steps' not in load(workdir):
+      raise UserError(f'{workdir}/config.json is not one of ours and would be overwritten. Choose another --workdir')
     save(config, workdir)
   elif different := differences(load(workdir), config):
     shown = '; '.join(different[:5]) + ('; ...' if len(different) > 5 else '')

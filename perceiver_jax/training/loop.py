@@ -64,9 +64,10 @@ def train(config: ConfigDict, workdir: str, task: Task, *, profile_steps: int = 
     Interruption() as interruption,
     Checkpoints(directory, keep_last=keep.keep_last, best_metric=keep.best_metric) as checkpoints,
   ):
-    run_config.claim(config, workdir, is_new=checkpoints.latest_step() is None)
     history = read_history(workdir)
-    if history and 'test/loss' in history[-1]:
+    finished = bool(history) and 'test/loss' in history[-1]
+    run_config.claim(config, workdir, is_new=checkpoints.latest_step() is None and not finished)
+    if finished:
       print(f'{workdir} has finished already: {summary(history[-1])}')
       return FINISHED
     state, extras = _first_state(config, experiment, checkpoints, template)
