@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
-  """Every key there is, locked; a placeholder is a key that may stay unset."""
+  """What image classification has, locked; a placeholder is a key that may stay unset."""
+  config = training()
+  config.update({'task': 'image_classification', 'data': _images(), 'model': {**latents(), **_image_model()}})
+  return config.lock()
+
+
+def training() -> ConfigDict:
+  """The keys of every experiment; a task adds `data` and `model`. Not locked."""
   config = ConfigDict()
-  config.task = 'image_classification'     # perceiver_jax/tasks/<task>.py
+  config.task = placeholder(str)           # perceiver_jax/tasks/<task>.py
   config.seed = 0                          # of parameters, data order, augmentation and dropout; ours
   config.num_steps = 137_625               # optimizer updates; 110 epochs of 1,281,167 images by 1,024
   config.batch_size = 1024                 # examples per update, over all devices
@@ -28,8 +36,6 @@ def get_config() -> ConfigDict:
   config.max_skipped = 10                  # non-finite updates in a row before the run stops; ours
   config.deterministic = False             # the same bits in every run on the same GPUs; slower
   config.optimizer = _optimizer()
-  config.data = _data()
-  config.model = _model()
   config.eval = ConfigDict({
     'every_steps': 5_000,                  # ours
     'batch_size': 1024,                    # examples, over all devices; ours
@@ -43,7 +49,7 @@ def get_config() -> ConfigDict:
     'every_steps': 100,                    # ours
     'wandb': False,                        # also to Weights & Biases, where it is installed
   })
-  return config.lock()
+  return config
 
 
 def _optimizer() -> ConfigDict:
@@ -57,19 +63,9 @@ def _optimizer() -> ConfigDict:
   })
 
 
-def _data() -> ConfigDict:
-  return ConfigDict({
-    'name': placeholder(str),              # perceiver_jax/data/<name>.py
-    'path': placeholder(str),              # where the records lie, for data that does not come with a package
-    'image_size': 224,                     # pixels, height and width
-    'num_channels': 3,                     # of a pixel: red, green, blue
-    'num_classes': placeholder(int),       # how many labels there are: 0 to num_classes - 1
-    'permutation': 'none',                 # joint: pixels move with their positions [P1 4.1]; pixels: they move alone
-  })
-
-
-def _model() -> ConfigDict:
-  return ConfigDict({
+def latents() -> dict[str, Any]:
+  """The keys of `model` that every task has: encoder, processor and decoder."""
+  return {
     'num_latents': 512,                    # rows of the latent array
     'latent_channels': 1024,               # its width
     'num_blocks': 8,                       # repeats of the latent Transformer
@@ -80,19 +76,51 @@ def _model() -> ConfigDict:
     'cross_attends': 'interleaved',        # one per num_blocks / num_cross_attends blocks, or start [P1 table 6]
     'num_cross_heads': 1,                  # of the cross-attends; divides the channels of the inputs
     'num_self_heads': 8,                   # of the self-attends; divides latent_channels
-    'widening': 1,                         # hidden width of an MLP / its channels
+    'qk_channels': placeholder(int),       # of queries and keys; unset, a cross-attend takes those of the inputs
+    'v_channels': placeholder(int),        # of values; unset, those of the queries
+    'cross_widening': 1,                   # hidden width of the cross-attends' MLP / its channels
+    'self_widening': 1,                    # of the self-attends' MLP
+    'encoder_residual': True,              # add the latents to what they read [code]
+    'query_residual': True,                # add the query to what it found; False with learned positions [code]
+    'gelu': 'tanh',                        # the approximation [code], or exact
+    'masked_rows': 'zero',                 # what a masked query reads [code], or mean: see core/attention.py
     'dropout_prob': 0.0,                   # of what a block adds [P1 4.1: it hurt]
     'attention_dropout_prob': 0.0,         # of attention weights [code]
+  }
+
+
+def _images() -> dict[str, Any]:
+  return {
+    'name': placeholder(str),              # perceiver_jax/data/<name>.py
+    'path': placeholder(str),              # where the records lie, for data that does not come with a package
+    'image_size': 224,                     # pixels, height and width
+    'num_channels': 3,                     # of a pixel: red, green, blue
+    'num_classes': placeholder(int),       # how many labels there are: 0 to num_classes - 1
+    'class_names': placeholder(str),       # a text file of a line per class, or one of perceiver_jax/inference/labels
+    'permutation': 'none',                 # joint: pixels move with their positions [P1 4.1]; pixels: they move alone
+  }
+
+
+def _image_model() -> dict[str, Any]:
+  return {
     'head': 'query',                       # a learned query [PIO], or pool: the mean of the latents [P1 3.1]
     'query_channels': 1024,                # width of the query
-    'query_residual': True,                # add the query to what it found; False with learned positions [code]
-    'position': ConfigDict({
+    'stem': {
+      'kind': 'pixels',                    # or patches, conv1x1, conv (7 x 7, BatchNorm, max-pool) [PIO A.1]
+      'channels': 64,                      # of the two convolutions [code]
+      'patch_size': 4,                     # of patches, pixels; ours
+      'padding': 'same',                   # of conv [code], or symmetric: see adapters/image.py
+      'normalisation': 'symmetric',        # of uint8 to [-1, 1]; or imagenet, by its mean and deviation [code]
+    },
+    'position': {
       'kind': 'fourier',                   # or learned
-      'num_bands': 64,                     # of fourier, per axis, up to the Nyquist frequency of the image
+      'num_bands': 64,                     # of fourier, per axis
+      'max_resolution': placeholder(tuple),  # (height, width), twice the highest frequencies; unset, those of the grid
       'spacing': 'linear',                 # of the bands, or log (arXiv v1 of P1)
       'channels': 256,                     # of learned
-    }),
-  })
+      'projection_channels': placeholder(int),  # of a linear after learned; unset, there is none [code: 256]
+    },
+  }
 
 
 def words(variant: str, offered: Sequence[str]) -> frozenset[str]:
@@ -120,6 +148,15 @@ def debug(config: ConfigDict) -> None:
   num_cross_attends = min(config.model.num_cross_attends, 2)
   config.model.update({
     'num_latents': 4, 'latent_channels': 16, 'num_blocks': 2, 'num_self_attends_per_block': 1,
-    'num_cross_attends': num_cross_attends, 'num_self_heads': 2, 'query_channels': 16,
+    'num_cross_attends': num_cross_attends, 'num_self_heads': 2,
   })
+
+
+def debug_images(config: ConfigDict) -> None:
+  """`debug`, and the model of an image."""
+  debug(config)
+  config.model.query_channels = 16
+  config.model.stem.channels = 8
   config.model.position.update({'num_bands': 4, 'channels': 16})
+  if config.model.position.projection_channels:
+    config.model.position.projection_channels = 16

@@ -47,5 +47,5 @@ def get_config(variant: str = '') -> ConfigDict:
   if 'permuted' in words:
     config.data.permutation = 'joint'
   if 'debug' in words:
-    common.debug(config)
+    common.debug_images(config)
   return config

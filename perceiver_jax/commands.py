@@ -4,8 +4,8 @@
     eval.py --workdir=DIR
 
 Exit codes: 0 done; 1 a mistake that its message says how to mend; 2 the same on the command line; 70 the run diverged;
-75 it was interrupted and saved, run it again; 130 it was interrupted with nothing to save. An error of ours keeps its
-traceback.
+75 it was interrupted and saved, run it again; 130 it was interrupted with nothing to save; 3 an error of ours, which
+keeps its traceback.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import logging as std_logging
 import os
 import pkgutil
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import flags, logging
@@ -54,6 +55,10 @@ def _answer(read: Callable[[list[str]], Callable[[], int]], argv: Sequence[str] 
     return _refuse(error, 70)
   except KeyboardInterrupt:
     return 130
+  except Exception:
+    # Python's own exit code would be 1, which says that the user can mend it.
+    traceback.print_exc()
+    return 3
 
 
 def _refuse(error: Exception, exit_code: int) -> int:
@@ -153,7 +158,7 @@ def _show_log() -> None:
 
 def _train(config: ConfigDict, workdir: str, profile_steps: int) -> int:
   _show_log()
-  run_config.check_ranges(config)
+  run_config.check_ranges(config)  # the run asks again, but a task may fail at them in its own way
   task = _make_task(config)
   from perceiver_jax.training import loop
 

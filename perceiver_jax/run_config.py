@@ -85,20 +85,26 @@ def load(workdir: str | os.PathLike) -> ConfigDict:
   return ConfigDict(_tuples(values)).lock()
 
 
-def claim(config: ConfigDict, workdir: str | os.PathLike, *, is_new: bool) -> None:
-  """Makes `workdir` the folder of this run: writes its config where the run `is_new`, else finds the same one there.
-
-  Raises UserError where another config has left something to lose, naming the keys; nothing there is touched.
-  """
+def check_workdir(config: ConfigDict, workdir: str | os.PathLike, *, is_new: bool) -> None:
+  """Raises UserError where a run of this config, which `is_new` or goes on, would destroy what is in `workdir`."""
   if is_new:
     if os.path.exists(os.path.join(workdir, 'config.json')) and 'num_steps' not in load(workdir):
       raise UserError(f'{workdir}/config.json is not one of ours and would be overwritten. Choose another --workdir')
-    save(config, workdir)
   elif different := differences(load(workdir), config):
     shown = '; '.join(different[:5]) + ('; ...' if len(different) > 5 else '')
     raise UserError(
       f'{workdir} holds a run of another config: {shown}.\n'
       'Choose another --workdir, or give these keys the values that they have there')
+
+
+def claim(config: ConfigDict, workdir: str | os.PathLike, *, is_new: bool) -> None:
+  """Makes `workdir` the folder of this run: writes its config where the run `is_new`, else finds the same one there.
+
+  Raises UserError as `check_workdir` does, or where nothing can be written; what is there is then untouched.
+  """
+  check_workdir(config, workdir, is_new=is_new)
+  if is_new:
+    save(config, workdir)
 
 
 def differences(saved: ConfigDict, current: ConfigDict) -> list[str]:

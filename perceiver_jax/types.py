@@ -33,14 +33,15 @@ class Task(NamedTuple):
   """What a run needs to know about an experiment; made by `tasks/<name>.make(config)`.
 
   All but `batches` and `draw` are pure. `forward` calls Haiku modules: it must run under `hk.transform_with_state`.
+  A task without `batches`, `loss` and `metrics` is a model that can be used but not yet trained.
   """
 
   spec: Spec
-  batches: Callable[..., Any]               # (split, *, batch_size, is_training, first_step=0) -> generator of batches
   forward: Callable[..., dict[str, Any]]    # (batch, *, is_training, capture=False) -> outputs;
                                             #   capture adds outputs['captured']: attention maps and latents
-  loss: Callable[[Any, Batch], Mean]        # (outputs, batch) -> (sum, weight)
-  metrics: Callable[[Any, Batch], dict[str, Mean]]  # (outputs, batch) -> {name: (sum, weight)}
+  batches: Callable[..., Any] | None = None  # (split, *, batch_size, is_training, first_step=0) -> generator of batches
+  loss: Callable[[Any, Batch], Mean] | None = None  # (outputs, batch) -> (sum, weight)
+  metrics: Callable[[Any, Batch], dict[str, Mean]] | None = None  # (outputs, batch) -> {name: (sum, weight)}
   draw: Callable[..., None] | None = None   # (predict, history, path): writes the task's picture, a PNG;
                                             #   predict(batch, *, capture=False) -> host outputs
 

@@ -74,8 +74,8 @@ def test_a_wrong_flag_is_named_with_what_was_expected(answer, tmp_path, argument
   (['--config.seed=1'], ['--config is missing']),
   (['--confg=configs/digits.py'], ["'confg'", 'config']),
   (['configs/digits.py'], ["unexpected argument 'configs/digits.py'", '--config=configs/digits.py?']),
-  (['--config=configs/digts.py'], ['no config file configs/digts.py', 'configs/digits.py?', 'digits.py, images.py']),
-  (['--config=digits'], ['no config file digits', 'configs/digits.py?', 'digits.py, images.py']),
+  (['--config=configs/digts.py'], ['no config file configs/digts.py', 'configs/digits.py?', 'has: digits.py, ']),
+  (['--config=digits'], ['no config file digits', 'configs/digits.py?', 'has: digits.py, ']),
   (['--config=configs'], ['no config file configs', 'configs/digits.py?']),
   (['--config', 'configs/digits.py:perciever'], ["no variant 'perciever'", "'perceiver'?", 'io, perceiver, learned']),
   (['--config=configs/digits.py:perceiver,'], ["no variant ''"]),
@@ -152,10 +152,11 @@ def test_the_exit_code_of_the_run_is_that_of_the_command():
   assert commands._answer(lambda argv: lambda: 75, ['train']) == 75
 
 
-def test_an_error_that_nobody_foresaw_keeps_its_traceback(tmp_path):
+def test_an_error_of_ours_keeps_its_traceback_and_has_an_exit_code_of_its_own(tmp_path, capsys):
   path = _config_file(tmp_path, 'from ml_collections import ConfigDict\nget_config = ConfigDict\n')
-  with pytest.raises(AttributeError, match='deterministic'):
-    commands.train(['train', f'--config={path}', f'--workdir={tmp_path}/run'])
+  assert commands.train(['train', f'--config={path}', f'--workdir={tmp_path}/run']) == 3
+  said = capsys.readouterr().err
+  assert said.startswith('Traceback') and 'AttributeError' in said and 'deterministic' in said
 
 
 def _printed_config(capsys, *arguments: str) -> dict:
@@ -239,6 +240,16 @@ def test_an_installed_command_reads_the_files_beside_a_config_before_the_install
   arguments = ['train', f'--config={folder}/own.py', '--print_config']
   done = _start('-c', f'from perceiver_jax import commands; commands.train({arguments})')
   assert (done.stderr, json.loads(done.stdout)) == ('', {'beside': 1})
+
+
+@pytest.mark.slow
+def test_train_into_a_folder_with_a_config_json_of_somebody_else_is_answered_by_the_real_program(tmp_path):
+  (tmp_path / 'config.json').write_text('{"model_type": "bert"}')
+  done = _start('train.py', f'{DIGITS}:debug', f'--workdir={tmp_path}')
+  assert (done.returncode, done.stdout) == (1, '')
+  assert done.stderr == (
+    f'error: {tmp_path}/config.json is not one of ours and would be overwritten. Choose another --workdir\n')
+  assert [path.name for path in tmp_path.iterdir()] == ['config.json']
 
 
 @pytest.mark.slow

@@ -28,10 +28,14 @@ PAIRS = [
 
 
 @pytest.mark.parametrize('family, variant', VARIANTS + PAIRS)
-def test_every_variant_builds_a_locked_config_with_the_keys_of_common(family, variant):
+def test_every_variant_builds_a_locked_config_with_the_keys_of_its_family(family, variant):
   config = FAMILIES[family].get_config(variant)
-  assert config.is_locked and config.model.position.is_locked
-  assert run_config.flatten(config).keys() == run_config.flatten(common.get_config()).keys()
+  keys = run_config.flatten(config).keys()
+  assert config.is_locked and config.model.is_locked
+  assert keys == run_config.flatten(FAMILIES[family].get_config()).keys()
+  assert keys >= run_config.flatten(common.training()).keys() | {f'model.{key}' for key in common.latents()}
+  if config.task == 'image_classification':
+    assert keys == run_config.flatten(common.get_config()).keys()
 
 
 @pytest.mark.parametrize('family, variant', VARIANTS + PAIRS)
@@ -115,12 +119,16 @@ def test_a_key_that_may_be_unset_is_a_placeholder():
     if value is None:
       section, _, leaf = key.rpartition('.')
       # None itself could not be overridden.
-      assert (config[section] if section else config).get_type(leaf) in (int, float, str), key
+      assert (config[section] if section else config).get_type(leaf) in (int, float, str, tuple), key
 
 
 def _unvaried(configs: list[dict], text: str) -> list[str]:
-  """The keys that have one value in all of `configs`, and are set nowhere in `text` as `config.key = value`."""
-  constant = {key for key in configs[0] if len({repr(config[key]) for config in configs}) == 1}
+  """The keys that have one value in all the `configs` that have them, and are set nowhere in `text` as `config.key = value`."""
+  values: dict[str, set[str]] = {}
+  for config in configs:
+    for key, value in config.items():
+      values.setdefault(key, set()).add(repr(value))
+  constant = {key for key in values if len(values[key]) == 1}
   return sorted(key for key in constant if not re.search(rf'\bconfig\.{re.escape(key)} ?=[^=]', text))
 
 
@@ -213,7 +221,7 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
   ('num_steps', 0), ('eval.every_steps', 0), ('log.every_steps', -1), ('eval.batch_size', 0), ('micro_batches', 0),
   ('model.num_latents', 0), ('model.latent_channels', 0), ('model.num_self_attends_per_block', 0),
   ('model.position.num_bands', 0), ('model.position.channels', 0), ('model.dropout_prob', 1.0),
-  ('model.num_blocks', -1), ('model.widening', 0),
+  ('model.num_blocks', -1), ('model.self_widening', 0), ('model.stem.patch_size', 0),
   ('model.attention_dropout_prob', -0.1), ('ema_decay', 2.0), ('label_smoothing', -1.0), ('checkpoint.keep_last', 0),
   ('optimizer.warmup_steps', -1), ('max_skipped', 0), ('optimizer.weight_decay', -1.0),
 ])

@@ -38,12 +38,13 @@ EXPERIMENTS = [
   f'configs/{name}.py:{word}' for name in CONFIGS for word in importlib.import_module(f'configs.{name}').VARIANTS
 ]
 SMALL_EXPERIMENTS = [f'configs/{name}.py:debug' for name in CONFIGS]
+TRAINED_EXPERIMENTS = [f'configs/{name}.py:debug' for name in ('digits', 'imagenet', 'images')]
 LEAVES = {'b', 'w', 'scale', 'offset', 'latents', 'table'}
 
 
 def _task(experiment: str) -> tuple[ConfigDict, Task]:
   config = config_file.load(str(ROOT / experiment))
-  if config.data.num_classes is None:
+  if config.data.get('num_classes', 0) is None:
     config.data.num_classes = 5  # what only the user of a config knows
   return config, importlib.import_module(f'perceiver_jax.tasks.{config.task}').make(config)
 
@@ -164,6 +165,11 @@ def test_parameters_keep_their_names_and_shapes():
 # Law 6: metrics are (weighted sum, weight) pairs.
 
 
+def test_every_task_that_can_be_trained_is_put_to_the_test():
+  trained = [experiment for experiment in SMALL_EXPERIMENTS if _task(experiment)[1].batches is not None]
+  assert trained == TRAINED_EXPERIMENTS
+
+
 @functools.cache
 def _noise(experiment: str) -> tuple[Task, Any, Batch]:
   """The task, outputs for 8 examples, and the examples."""
@@ -188,7 +194,7 @@ def _assert_same_means(a: dict[str, Any], b: dict[str, Any]) -> None:
     np.testing.assert_allclose(a[name], b[name], rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize('experiment', SMALL_EXPERIMENTS)
+@pytest.mark.parametrize('experiment', TRAINED_EXPERIMENTS)
 def test_a_masked_example_counts_for_nothing(experiment):
   task, outputs, batch = _noise(experiment)
   mask = np.array([1, 0, 0, 1, 1, 0, 1, 0], np.float32)
@@ -197,7 +203,7 @@ def test_a_masked_example_counts_for_nothing(experiment):
   _assert_same_means(masked, without)
 
 
-@pytest.mark.parametrize('experiment', SMALL_EXPERIMENTS)
+@pytest.mark.parametrize('experiment', TRAINED_EXPERIMENTS)
 def test_metrics_of_the_parts_of_a_batch_add_up(experiment):
   task, outputs, batch = _noise(experiment)
   batch = {**batch, 'mask': np.array([1, 0.5, 1, 1, 0, 0, 2, 1], np.float32)}

@@ -33,22 +33,15 @@ class Encoder(hk.Module):
     latent_channels: int,
     num_cross_attends: int = 1,
     share_cross_attends: bool = True,
-    num_heads: int = 1,
-    widening: int = 1,
-    dropout_prob: float = 0.0,
-    attention_dropout_prob: float = 0.0,
     name: str = 'encoder',
+    **cross_attend: Any,
   ):
+    """cross_attend: arguments of `CrossAttend`."""
     super().__init__(name=name)
     self.latents_shape = (num_latents, latent_channels)
     self.num_cross_attends = num_cross_attends
     self.share_cross_attends = share_cross_attends
-    self.cross_attend: dict[str, Any] = dict(
-      num_heads=num_heads,
-      widening=widening,
-      dropout_prob=dropout_prob,
-      attention_dropout_prob=attention_dropout_prob,
-    )
+    self.cross_attend = cross_attend
 
   def latents(self, batch_size: int) -> jax.Array:
     """[B, N, D]: the latents before they have read anything, the same for every example."""
@@ -74,22 +67,15 @@ class Processor(hk.Module):
     num_blocks: int,
     num_self_attends_per_block: int,
     share_blocks: bool = True,
-    num_heads: int = 8,
-    widening: int = 1,
-    dropout_prob: float = 0.0,
-    attention_dropout_prob: float = 0.0,
     name: str = 'processor',
+    **self_attend: Any,
   ):
+    """self_attend: arguments of `SelfAttend`."""
     super().__init__(name=name)
     self.num_blocks = num_blocks
     self.num_self_attends_per_block = num_self_attends_per_block
     self.share_blocks = share_blocks
-    self.self_attend: dict[str, Any] = dict(
-      num_heads=num_heads,
-      widening=widening,
-      dropout_prob=dropout_prob,
-      attention_dropout_prob=attention_dropout_prob,
-    )
+    self.self_attend = self_attend
 
   def __call__(self, latents: jax.Array, block: int, *, is_training: bool) -> tuple[jax.Array, jax.Array]:
     """Block number `block`: latents [B, N, D] -> [B, N, D] and the attention weights [layers, B, H, N, N]."""
@@ -183,15 +169,15 @@ class Decoder(hk.Module):
 
   def __init__(
     self,
-    output_channels: int,
-    num_heads: int = 1,
+    output_channels: int | None,
     query_residual: bool = False,
-    widening: int = 1,
     name: str = 'decoder',
+    **cross_attend: Any,
   ):
+    """output_channels: E; None leaves out `output`, so that E = Q. cross_attend: arguments of `CrossAttend`."""
     super().__init__(name=name)
     self.output_channels = output_channels
-    self.cross_attend: dict[str, Any] = dict(num_heads=num_heads, query_residual=query_residual, widening=widening)
+    self.cross_attend = dict(query_residual=query_residual, **cross_attend)
 
   def __call__(
     self,
@@ -204,6 +190,8 @@ class Decoder(hk.Module):
     """query [B, O, Q], latents [B, N, D], query_mask [B, O] -> [B, O, E] and the attention weights [B, H, O, N]."""
     cross_attend = CrossAttend(**self.cross_attend)
     answers, weights = cross_attend(query, InputArray(latents), query_mask=query_mask, is_training=is_training)
+    if self.output_channels is None:
+      return answers, weights
     return hk.Linear(self.output_channels, name='output')(answers), weights
 
 

@@ -83,6 +83,8 @@ def fourier_grid(
   order: Array | None = None,
 ) -> FourierGrid:
   """The factors of `fourier_features` on a full grid of `shape`; `max_resolution` defaults to `shape`."""
+  if max_resolution is not None and len(max_resolution) != len(shape):
+    raise UserError(f'a grid {tuple(shape)} has {len(shape)} axes, but max_resolution is {tuple(max_resolution)}')
   coordinates = grid_coordinates(shape)
   sines, cosines = zip(*(
     _waves(axis, frequencies(num_bands, resolution, spacing))

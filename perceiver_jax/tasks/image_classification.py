@@ -1,6 +1,6 @@
 """Which of `num_classes` things is in the picture? (2103.03206, section 4.1; 2107.14795, appendix A.)
 
-  image [B, H, W, C] -> pixel_inputs [B, H * W, C + P] -> latents [B, N, D] -> logits [B, E]
+  image [B, H, W, C] -> image_inputs [B, M, F + P] -> latents [B, N, D] -> logits [B, E]
 
 One trained query decodes the latents (Perceiver IO), or their mean is projected (Perceiver).
 """
@@ -20,8 +20,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from perceiver_jax import losses, metrics
-from perceiver_jax.adapters.image import pixel_inputs
-from perceiver_jax.core.perceiver import Decoder, Encoder, Processor, encode, learned_query, pool
+from perceiver_jax.adapters.image import image_inputs
+from perceiver_jax.core import assembly
+from perceiver_jax.core.perceiver import learned_query, pool
 from perceiver_jax.types import Batch, Field, History, Mean, Spec, Task, UserError
 
 
@@ -30,6 +31,8 @@ def make(config: ConfigDict) -> Task:
   data = config.data
   if data.permutation not in ('none', 'joint', 'pixels'):
     raise UserError(f"data.permutation is 'none', 'joint' or 'pixels', not {data.permutation!r}")
+  if data.permutation == 'joint' and config.model.stem.kind not in ('pixels', 'conv1x1'):
+    raise UserError(f'data.permutation=joint needs an element for each pixel, not stem.kind={config.model.stem.kind!r}')
   if data.num_classes is None:
     raise UserError('data.num_classes is not set: how many classes are there? --config.data.num_classes=10')
   names = _data_names()
@@ -97,19 +100,12 @@ def _batches(
 
 
 def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
-  """{'logits': [B, E]} and, if captured, what the attentions looked at."""
+  """{'logits': [B, E]} and, if captured, what the attentions looked at; `batch['valid']` [B, M] may mask elements."""
   model = config.model
-  dropout = dict(dropout_prob=model.dropout_prob, attention_dropout_prob=model.attention_dropout_prob)
   order = _order(config.data) if config.data.permutation == 'joint' else None
-  encoder = Encoder(
-    model.num_latents, model.latent_channels, model.num_cross_attends, model.share_cross_attends,
-    num_heads=model.num_cross_heads, widening=model.widening, **dropout)
-  processor = Processor(
-    model.num_blocks, model.num_self_attends_per_block, model.share_blocks,
-    num_heads=model.num_self_heads, widening=model.widening, **dropout)
-  latents, captured = encode(
-    encoder, processor, pixel_inputs(batch['image'], model.position, order),
-    is_training=is_training, arrangement=model.cross_attends, capture=capture)
+  inputs = image_inputs(
+    batch['image'], model.stem, model.position, is_training=is_training, order=order, valid=batch.get('valid'))
+  latents, captured = assembly.read(model, inputs, is_training=is_training, capture=capture)
   logits, maps = _head(config, latents, is_training)
   outputs: dict[str, Any] = {'logits': logits}
   if capture:
@@ -123,7 +119,7 @@ def _head(config: ConfigDict, latents: jax.Array, is_training: bool) -> tuple[ja
     return pool(latents, num_classes), {}
   if model.head != 'query':
     raise UserError(f"model.head is 'query' or 'pool', not {model.head!r}")
-  decoder = Decoder(num_classes, query_residual=model.query_residual)
+  decoder = assembly.decoder(model, num_classes)
   query = learned_query(1, model.query_channels, latents.shape[0])
   answers, weights = decoder(query, latents, is_training=is_training)
   return answers[:, 0], {'decoder': weights}

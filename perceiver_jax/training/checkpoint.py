@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import math
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -64,12 +65,13 @@ class Checkpoints:
     with _disk_errors(f'cannot write checkpoints to {self._directory}'):
       self._directory.mkdir(parents=True, exist_ok=True)
       tempfile.TemporaryFile(dir=self._directory).close()
+      for unfinished in self._directory.glob('*.orbax-checkpoint-tmp*'):
+        shutil.rmtree(unfinished)  # by us: Orbax does it in a thread that fails where the process ends soon
     self._manager = ocp.CheckpointManager(self._directory, options=ocp.CheckpointManagerOptions(
       preservation_policy=SimpleNamespace(should_preserve=self._should_keep),
       async_options=ocp.AsyncOptions(
         post_finalization_callback=self._write_record,
         create_directories_asynchronously=False),  # should it fail, Orbax's threads would wait minutes for it
-      cleanup_tmp_directories=True,
       lightweight_initialize=True))                # reads no file, so that a damaged one hides no other checkpoint
 
   def __enter__(self) -> Checkpoints:
@@ -131,13 +133,11 @@ class Checkpoints:
     """As `restore`, of the newest step that is whole; None if nothing was saved.
 
     Damaged newer ones are named in a warning, no longer count, and are deleted once a newer checkpoint is whole.
-
-    Raises:
-      UserError: all are damaged, or the state is unlike the template.
+    Raises UserError where all are damaged, or the state is unlike the template.
     """
     self.wait()
     damages = []
-    for step in reversed(_steps(self._directory)):
+    for step in reversed(saved_steps(self._directory)):
       try:
         return self.restore(step, template)
       except DamagedCheckpoint as damage:
@@ -148,13 +148,10 @@ class Checkpoints:
       raise UserError(f'every checkpoint in {self._directory} is damaged. Delete them to start again. {damages[0]}')
     return None
 
-  def latest_step(self) -> int | None:
-    """The newest step on disk, after waiting for a save under way; None if there is none."""
-    return max(self._whole_steps(), default=None)
-
   def best_step(self) -> int | None:
     """The step on disk with the best `best_metric`, after waiting for a save under way; None if none has it."""
-    return _best({step: self._scores[step] for step in self._whole_steps()})
+    self.wait()
+    return _best({step: self._scores[step] for step in saved_steps(self._directory) if step not in self._damaged})
 
   def wait(self) -> None:
     """Returns when the save under way, if any, is whole; raises UserError if it could not be written."""
@@ -165,10 +162,6 @@ class Checkpoints:
     """Waits as `wait` does, and ends Orbax's threads."""
     with contextlib.closing(self._manager):
       self.wait()
-
-  def _whole_steps(self) -> set[int]:
-    self.wait()
-    return set(_steps(self._directory)) - self._damaged
 
   def _should_keep(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
     whole = sorted({checkpoint.step for checkpoint in checkpoints} - self._damaged)
@@ -201,7 +194,7 @@ def load_weights(
   """
   directory = _find_checkpoints(path)
   best = _best(_scores(directory)) if which == 'best' else None
-  checkpoint = directory / str(_steps(directory)[-1] if best is None else best)
+  checkpoint = directory / str(saved_steps(directory)[-1] if best is None else best)
   _verify(checkpoint)
   saved = _saved_tree(checkpoint)
   params = 'params' if saved['ema'] is None else 'ema'
@@ -250,18 +243,18 @@ def _disk_errors(what: str) -> Iterator[None]:
 
 def _find_checkpoints(path: str | Path) -> Path:
   for directory in (Path(path).absolute() / 'checkpoints', Path(path).absolute()):
-    if _steps(directory):
+    if saved_steps(directory):
       return directory
   raise UserError(f'no checkpoint in {path}: expected a workdir, with checkpoints/<step>/ in it, or that directory')
 
 
-def _steps(directory: Path) -> list[int]:
-  """Steps that have a directory, in order. The name of an unfinished one is no number."""
+def saved_steps(directory: Path) -> list[int]:
+  """Steps that have a directory, whole or damaged, in order. The name of an unfinished one is no number."""
   return sorted(int(child.name) for child in directory.glob('*') if child.name.isdecimal() and child.is_dir())
 
 
 def _scores(directory: Path) -> dict[int, float]:
-  scores = dict.fromkeys(_steps(directory), -math.inf)
+  scores = dict.fromkeys(saved_steps(directory), -math.inf)
   for step in scores:
     with contextlib.suppress(DamagedCheckpoint):
       scores[step] = _score(_read_record(directory / str(step)))

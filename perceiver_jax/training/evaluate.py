@@ -12,6 +12,7 @@ from perceiver_jax import metrics
 from perceiver_jax.training import parallel
 from perceiver_jax.training.checkpoint import load_weights
 from perceiver_jax.training.experiment import Experiment, build
+from perceiver_jax.training.progress import counted
 from perceiver_jax.types import Mean, Task, Tree
 
 
@@ -25,7 +26,7 @@ def evaluate(
   batch_size: int,
   interrupted: Callable[[], object] = lambda: None,
 ) -> dict[str, float] | None:
-  """{'split/name': value} over all examples of a split; None if it was interrupted.
+  """{'split/name': value} over all examples of a split; None if it was interrupted. A long one shows its progress.
 
   Args:
     task: gives the batches.
@@ -37,7 +38,9 @@ def evaluate(
     interrupted: asked before each batch; anything true ends the evaluation.
   """
   totals: dict[str, Mean] = {}
-  for batch in task.batches(split, batch_size=parallel.round_up(batch_size), is_training=False):
+  assert task.batches  # or experiment.build had refused it
+  batches = task.batches(split, batch_size=parallel.round_up(batch_size), is_training=False)
+  for batch in counted(batches, split):
     if interrupted():
       return None
     means = experiment.eval_step(params, state, parallel.shard(batch))
@@ -62,7 +65,7 @@ def evaluate_workdir(config: ConfigDict, workdir: str, task: Task, *, split: str
     checkpoint: 'best' or 'latest'.
 
   Raises:
-    UserError: there is no checkpoint, it is damaged, or it is not one of this config.
+    UserError: the task has no data, there is no checkpoint, it is damaged, or it is not one of this config.
   """
   experiment = build(config, task)
   step, *weights = load_weights(workdir, checkpoint, jax.eval_shape(experiment.init))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+INTERRUPTED = 75  # exit code
 
 
 class Interruption:
@@ -17,6 +22,7 @@ class Interruption:
   def __init__(self) -> None:
     self.requested: str | None = None
     self._previous: dict[int, Any] = {}
+    self._ends_at_once = False
 
   def __enter__(self) -> Interruption:
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -26,9 +32,40 @@ class Interruption:
   def _request(self, number: int, frame: FrameType | None) -> None:
     self.requested = signal.Signals(number).name
     signal.signal(number, self._previous[number])
-    # Not print: a handler may have interrupted one.
-    os.write(2, f'\n{self.requested}: saving and stopping after this step. Again stops at once.\n'.encode())
+    if not self._ends_at_once:
+      # Not print: a handler may have interrupted one.
+      os.write(2, f'\n{self.requested}: saving and stopping after this step. Again stops at once.\n'.encode())
+
+  @contextlib.contextmanager
+  def at_once(self) -> Iterator[None]:
+    """While this is open, as long as there is nothing to lose, the first signal ends the process with INTERRUPTED.
+
+    Python answers a signal only between two of its own instructions, and a compilation is minutes inside one. The
+    signal's number goes down a pipe at once, though, and another thread can wait at its end.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    previous = signal.set_wakeup_fd(writer)
+    watcher = threading.Thread(target=_end_when_told, args=(reader,), daemon=True)
+    watcher.start()
+    self._ends_at_once = True
+    try:
+      yield
+    finally:
+      self._ends_at_once = False
+      signal.set_wakeup_fd(previous)
+      os.close(writer)
+      watcher.join()
+      os.close(reader)
 
   def __exit__(self, *error: object) -> None:
     for number, handler in self._previous.items():
       signal.signal(number, handler)
+
+
+def _end_when_told(reader: int) -> None:
+  while number := os.read(reader, 1):  # nothing once the other end is closed
+    if number[0] in (signal.SIGINT, signal.SIGTERM):
+      name = signal.Signals(number[0]).name
+      os.write(2, f'\n{name}: stopped while compiling; nothing is lost. The same command starts again.\n'.encode())
+      os._exit(INTERRUPTED)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -13,16 +15,16 @@ from ml_collections import ConfigDict
 
 from perceiver_jax import metrics, run_config
 from perceiver_jax.training import parallel
-from perceiver_jax.training.checkpoint import Checkpoints, init_params
+from perceiver_jax.training.checkpoint import Checkpoints, init_params, saved_steps
 from perceiver_jax.training.evaluate import evaluate, predictor
 from perceiver_jax.training.experiment import Experiment, build
-from perceiver_jax.training.interruption import Interruption
+from perceiver_jax.training.interruption import INTERRUPTED, Interruption
 from perceiver_jax.training.profile import profiler
 from perceiver_jax.training.progress import Log, Progress, Window, read_history, summary
 from perceiver_jax.training.step import averaged, get_means
 from perceiver_jax.types import NumericsError, Task, TrainState, Tree, UserError
 
-FINISHED, INTERRUPTED = 0, 75  # exit codes
+FINISHED = 0  # exit code
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -52,25 +54,32 @@ def train(config: ConfigDict, workdir: str, task: Task, *, profile_steps: int = 
     profile_steps: how many steps, after the first two, to trace into `workdir`/profile; 0 traces none.
 
   Raises:
-    UserError: the config or the workdir cannot be used.
-    NumericsError: `config.max_skipped` updates in a row were not finite. Everything saved before stays.
+    UserError: the config, the task or the workdir cannot be used.
+    NumericsError: `config.max_skipped` updates in a row were not finite, or the last figures are not. What was saved
+      stays.
   """
-  parallel.check_batch_size(config.batch_size, config.micro_batches)
+  run_config.check_ranges(config)
   experiment = build(config, task)
+  parallel.check_batch_size(config.batch_size, config.micro_batches)
+  directory, keep = os.path.join(workdir, 'checkpoints'), config.checkpoint
+  history = read_history(workdir)
+  finished = bool(history) and 'test/loss' in history[-1]
+  is_new = not finished and not saved_steps(Path(directory))
+  # Before anything is written, and before there is a thread that would outlive a refusal.
+  run_config.check_workdir(config, workdir, is_new=is_new)
+  if finished:
+    print(f'{workdir} has finished already: {summary(history[-1])}')
+    _check_figures(history[-1])
+    return FINISHED
   template = jax.eval_shape(experiment.init)
   _check_evaluation(config, task, experiment, template)
-  directory, keep = os.path.join(workdir, 'checkpoints'), config.checkpoint
   with (
     Interruption() as interruption,
     Checkpoints(directory, keep_last=keep.keep_last, best_metric=keep.best_metric) as checkpoints,
   ):
-    history = read_history(workdir)
-    finished = bool(history) and 'test/loss' in history[-1]
-    run_config.claim(config, workdir, is_new=checkpoints.latest_step() is None and not finished)
-    if finished:
-      print(f'{workdir} has finished already: {summary(history[-1])}')
-      return FINISHED
-    state, extras = _first_state(config, experiment, checkpoints, template)
+    run_config.claim(config, workdir, is_new=is_new)
+    with interruption.at_once():
+      state, extras = _first_state(config, experiment, checkpoints, template)
     with Log(workdir, config, last_step=int(state.step)) as log:
       run = Run(config, workdir, task, experiment, checkpoints, log, interruption)
       step = _take_steps(run, state, extras, profile_steps)
@@ -83,6 +92,7 @@ def train(config: ConfigDict, workdir: str, task: Task, *, profile_steps: int = 
 
 def _check_evaluation(config: ConfigDict, task: Task, experiment: Experiment, template: TrainState) -> None:
   """Tries what is needed only later: a fault of the test data, say, should not show after hours of training."""
+  assert task.batches  # or build had refused it
   for split in ('validation', 'test'):
     with contextlib.closing(task.batches(split, batch_size=config.eval.batch_size, is_training=False)) as batches:
       batch = next(batches)
@@ -113,6 +123,7 @@ def _take_steps(run: Run, state: TrainState, extras: dict, profile_steps: int) -
   config, last, first = run.config, run.config.num_steps, int(state.step)
   step, evaluated, window = first, extras['evaluated'], Window(extras['window'])
   state = parallel.replicate(state)
+  assert run.task.batches  # or build had refused it
   with (
     contextlib.closing(run.task.batches(
       'train', batch_size=config.batch_size, is_training=True, first_step=first)) as batches,
@@ -139,7 +150,9 @@ def _take_steps(run: Run, state: TrainState, extras: dict, profile_steps: int) -
       if step == last or run.interruption.requested:
         return step
       before_step(step)
-      state, means = run.experiment.train_step(state, parallel.shard(next(batches)))
+      batch = parallel.shard(next(batches))
+      with run.interruption.at_once() if step == first else contextlib.nullcontext():  # the first call compiles
+        state, means = run.experiment.train_step(state, batch)
       step, evaluated = step + 1, False
       window.add(means)
       progress.advance()
@@ -167,6 +180,15 @@ def _check_numerics(state: TrainState, max_skipped: int) -> None:
       'Lower optimizer.peak_lr, or look at the data. Checkpoints from before are intact.')
 
 
+def _check_figures(line: dict[str, float]) -> None:
+  """Raises NumericsError where a run that took all its steps has come to nothing; `line` is the last of its log."""
+  if not math.isfinite(line['test/loss']):
+    raise NumericsError(
+      f'test/loss is {line["test/loss"]} by the checkpoint of step {line["checkpoint/best_step"]:.0f}: '
+      'the run diverged.\n'
+      'Lower optimizer.peak_lr, or look at the data, and train into another --workdir.')
+
+
 def _finish(run: Run, template: TrainState) -> int:
   """The best checkpoint's figures on the test split, the picture, and the last line: the run has finished."""
   config, checkpoints = run.config, run.checkpoints
@@ -187,4 +209,5 @@ def _finish(run: Run, template: TrainState) -> int:
   print(
     f'Finished {config.num_steps} steps: {summary(values)}, by the checkpoint of step {best}. '
     f'Everything is in {run.workdir}')
+  _check_figures(line)
   return FINISHED

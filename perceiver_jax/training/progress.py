@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import json
 import math
 import os
@@ -11,13 +12,16 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from perceiver_jax import metrics
 from perceiver_jax.training import parallel
-from perceiver_jax.types import History, Mean, Tree, UserError
+from perceiver_jax.types import Batch, History, Mean, Tree, UserError
+
+QUIET_SECONDS = 10.0  # an evaluation that takes no longer shows no progress
 
 
 class Window:
@@ -47,21 +51,26 @@ class Log:
   """
 
   def __init__(self, workdir: str, config: ConfigDict, last_step: int):
-    """Cuts the log back to `last_step`, where the run resumes: it is then an uninterrupted run's, but for `speed/`."""
+    """Cuts the log back to `last_step`, where the run resumes: it is then an uninterrupted run's, but for `speed/`.
+
+    Raises UserError where the log is damaged or cannot be written, or wandb is missing.
+    """
     self.path = os.path.join(workdir, 'metrics.jsonl')
     kept = [line for line in read_history(workdir) if line['step'] <= last_step]
     _write_atomically(self.path, ''.join(json.dumps(_finite(line)) + '\n' for line in kept))
-    self._tensorboard = SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=last_step + 1)
+    curves = os.path.join(workdir, 'tensorboard')
+    with _disk_errors(curves):
+      # Its own thread writes to disk this often: what a kill loses. Its flush() does not wait for that thread.
+      self._tensorboard = SummaryWriter(curves, purge_step=last_step + 1, flush_secs=10)
     self._wandb = _start_wandb(workdir, config) if config.log.wandb else None
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    """Appends one line, flushed: it is on disk when this returns."""
-    with open(self.path, 'a') as file:
+    """Appends one line, flushed: it is on disk when this returns. TensorBoard follows within seconds."""
+    with _disk_errors(self.path), open(self.path, 'a') as file:
       file.write(json.dumps(_finite({'step': step, **values})) + '\n')
     for name, value in values.items():
       if math.isfinite(value):
         self._tensorboard.add_scalar(name, value, step)
-    self._tensorboard.flush()
     if self._wandb:
       self._wandb.log(values, step=step)
 
@@ -75,19 +84,26 @@ class Log:
 
 
 def read_history(workdir: str) -> History:
-  """The lines of a workdir's metrics.jsonl, [] if it has none. A last one cut short by a kill is left out."""
+  """The lines of a workdir's metrics.jsonl, [] if it has none. A last one cut short by a kill is left out.
+
+  Raises UserError where it cannot be read, or a line is damaged.
+  """
+  path = os.path.join(workdir, 'metrics.jsonl')
   try:
-    with open(os.path.join(workdir, 'metrics.jsonl')) as file:
+    with open(path, errors='replace') as file:
       lines = file.read().split('\n')[:-1]  # what follows the last newline was never finished
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return []
+  except OSError as error:
+    raise UserError(f'cannot read {path}, the log of the run: {error.strerror}') from error
   return [_read_line(workdir, number, line) for number, line in enumerate(lines, start=1)]
 
 
 def _read_line(workdir: str, number: int, line: str) -> dict[str, float]:
   try:
-    return {name: math.nan if value is None else value for name, value in json.loads(line).items()}
-  except (ValueError, AttributeError) as error:
+    values = json.loads(line)
+    return {'step': values['step'], **{name: math.nan if value is None else value for name, value in values.items()}}
+  except (ValueError, AttributeError, TypeError, KeyError) as error:
     raise UserError(
       f'{workdir}/metrics.jsonl, line {number} is damaged: {line[:60]!r}. Mend or delete that line.') from error
 
@@ -102,19 +118,43 @@ def _finite(values: dict[str, float]) -> dict[str, float | None]:
   return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
+@contextlib.contextmanager
+def _disk_errors(path: str) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise UserError(f'cannot write {path}: {error.strerror}') from error
+
+
 def _write_atomically(path: str, text: str) -> None:
-  with open(path + '.tmp', 'w') as file:
-    file.write(text)
-  os.replace(path + '.tmp', path)
+  with _disk_errors(path):
+    with open(path + '.tmp', 'w') as file:
+      file.write(text)
+    os.replace(path + '.tmp', path)
 
 
 def _start_wandb(workdir: str, config: ConfigDict):
+  """wandb's run of this workdir: a new one the first time, and the same from then on."""
   try:
     wandb = importlib.import_module('wandb')
   except ImportError as error:
     raise UserError('log.wandb is set, but wandb is not installed: pip install wandb, or leave it off') from error
   name = os.path.basename(os.path.abspath(workdir))
-  return wandb.init(dir=workdir, name=name, config=config.to_dict(), resume='allow')
+  # Kept, not made of the path: a workdir may be moved, and another machine may have one of the same path.
+  path = os.path.join(workdir, 'wandb_id.txt')
+  try:
+    with open(path) as file:
+      run_id = file.read().strip() or None
+  except FileNotFoundError:
+    run_id = None
+  run = wandb.init(dir=workdir, id=run_id, name=name, config=config.to_dict(), resume='allow')
+  _write_atomically(path, f'{run.id}\n')
+  return run
+
+
+def _is_terminal() -> bool:
+  """Whether a bar would be seen. Some terminals (of containers, of CI) say that they are 0 columns wide."""
+  return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
 
 
 class Progress:
@@ -123,7 +163,7 @@ class Progress:
   def __init__(self, first_step: int, num_steps: int, batch_size: int):
     self._batch_size = batch_size
     self._bar = tqdm(
-      total=num_steps, initial=first_step, unit='step', dynamic_ncols=True, disable=not sys.stderr.isatty())
+      total=num_steps, initial=first_step, unit='step', dynamic_ncols=True, disable=not _is_terminal())
     self._time, self._step = time.monotonic(), first_step
 
   def advance(self) -> None:
@@ -135,22 +175,27 @@ class Progress:
     self._time, self._step = time.monotonic(), step
 
   def report(self, step: int, values: dict[str, float]) -> dict[str, float]:
-    """Shows the window that ends at `step`; returns its rates as {'speed/name': per second}."""
-    now = time.monotonic()
-    seconds_per_step = (now - self._time) / max(1, step - self._step)
-    self._time, self._step = now, step
-    rate = self._batch_size / seconds_per_step
-    rate_per_device = rate / parallel.num_devices()
-    text = f'{rate:,.0f} examples/s'
-    if parallel.num_devices() > 1:
-      text += f' ({rate_per_device:,.0f} a device)'
-    shown = [name for name in ('loss', 'accuracy') if f'train/{name}' in values]
-    text += ''.join(f', {name} {values[f"train/{name}"]:.4g}' for name in shown)
-    self._bar.set_postfix_str(text)
-    if self._bar.disable:
+    """Shows the window that ends at `step`; returns its rates as {'speed/name': per second}.
+
+    There is none, {}, where the clock has seen no step: the first step of a process compiles, and is not timed.
+    """
+    now, num_steps = time.monotonic(), step - self._step
+    words = [f'{name} {values[f"train/{name}"]:.4g}' for name in ('loss', 'accuracy') if f'train/{name}' in values]
+    rates, eta = {}, []
+    if num_steps:
+      seconds_per_step = (now - self._time) / num_steps
+      rate = self._batch_size / seconds_per_step
+      rate_per_device = rate / parallel.num_devices()
+      rates = {'speed/examples_per_second': rate, 'speed/examples_per_second_per_device': rate_per_device}
+      per_device = f' ({rate_per_device:,.0f} a device)' if parallel.num_devices() > 1 else ''
+      words.insert(0, f'{rate:,.0f} examples/s{per_device}')
       minutes, seconds = divmod(round((self._bar.total - step) * seconds_per_step), 60)
-      self.say(f'step {step}/{self._bar.total}, ETA {minutes}:{seconds:02d}, {text}')
-    return {'speed/examples_per_second': rate, 'speed/examples_per_second_per_device': rate_per_device}
+      eta = [f'ETA {minutes}:{seconds:02d}']
+    self._time, self._step = now, step
+    self._bar.set_postfix_str(', '.join(words))
+    if self._bar.disable:
+      self.say(', '.join([f'step {step}/{self._bar.total}', *eta, *words]))
+    return rates
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
@@ -169,3 +214,27 @@ class Progress:
 
   def __exit__(self, *error: object) -> None:
     self._bar.close()
+
+
+def counted(batches: Iterator[Batch], split: str) -> Iterator[Batch]:
+  """Passes batches on, and tells how many examples are through: a bar on a terminal, elsewhere lines, ever more seldom.
+
+  The clock starts after the first batch, which compiles. How many there will be, nobody knows: there is no ETA.
+  """
+  num_examples = 0
+  for batch in itertools.islice(batches, 1):
+    yield batch
+    num_examples = int(np.count_nonzero(batch['mask']))
+  num_first, start, next_seconds = num_examples, time.monotonic(), QUIET_SECONDS
+  with tqdm(desc=split, initial=num_first, unit=' examples', unit_scale=True, delay=QUIET_SECONDS, leave=False,
+            dynamic_ncols=True, disable=not _is_terminal()) as bar:
+    for batch in batches:
+      yield batch
+      num_new = int(np.count_nonzero(batch['mask']))
+      bar.update(num_new)
+      num_examples += num_new
+      seconds = time.monotonic() - start
+      if bar.disable and seconds >= next_seconds:
+        rate = (num_examples - num_first) / seconds
+        print(f'{split}: {num_examples:,} examples, {rate:,.0f} examples/s', file=sys.stderr, flush=True)
+        next_seconds = 2 * seconds

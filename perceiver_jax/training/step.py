@@ -71,8 +71,8 @@ def _accumulate(
 
   def loss_sum(params: Tree, model_state: Tree, key: jax.Array, rows: Batch) -> tuple[Any, tuple[Tree, Tree]]:
     outputs, model_state = apply(params, model_state, key, rows, is_training=True)
-    loss = task.loss(outputs, rows)
-    return loss[0], (model_state, {'loss': loss, **task.metrics(outputs, rows)})
+    means = _means(task, outputs, rows)
+    return means['loss'][0], (model_state, means)
 
   def micro_step(carry: tuple[Tree, Tree], rows_and_key: tuple[Batch, jax.Array]) -> tuple[tuple[Tree, Tree], None]:
     model_state, sums = carry
@@ -108,6 +108,11 @@ def _select(condition: jax.Array, if_true: Tree, if_false: Tree) -> Tree:
 def get_means(task: Task, apply: Apply, params: Tree, state: Tree, batch: Batch) -> dict[str, Mean]:
   """The loss and metrics of a batch, not training."""
   outputs, _ = apply(params, state, None, batch, is_training=False)
+  return _means(task, outputs, batch)
+
+
+def _means(task: Task, outputs: Any, batch: Batch) -> dict[str, Mean]:
+  assert task.loss and task.metrics  # or experiment.build had refused it
   return {'loss': task.loss(outputs, batch), **task.metrics(outputs, batch)}
 
 

@@ -197,7 +197,7 @@ def test_a_cross_attend_is_that_of_the_papers(settings, widths):
 @pytest.mark.parametrize('num_heads, widening', [(1, 1), (4, 4)])
 def test_a_self_attend_is_that_of_the_papers(num_heads, widening):
   x = normal(2, 5, 8)
-  params, apply = build(lambda x: SelfAttend(num_heads, widening)(x, is_training=False), x)
+  params, apply = build(lambda x: SelfAttend(num_heads, widening=widening)(x, is_training=False), x)
   assert params['self_attend/mlp/hidden']['w'].shape == (8, 8 * widening)
   expected, expected_weights = reference_self_attend(params, 'self_attend', x, num_heads)
   outputs, weights = apply(params, None, x)
@@ -212,6 +212,56 @@ def test_the_mlp_bends_by_the_tanh_form_of_gelu_and_not_by_the_error_function():
   outputs = apply(params, None, x)
   np.testing.assert_allclose(outputs, reference_mlp(params, 'mlp', x), rtol=1e-11, atol=1e-11)
   assert np.abs(outputs - reference_mlp(params, 'mlp', x, gelu=erf_gelu)).max() > 1e-5
+
+
+@pytest.mark.usefixtures('float64')
+def test_the_exact_gelu_bends_by_the_error_function():
+  x = 3 * normal(2, 5, 8)
+  params, apply = build(lambda x: Mlp(gelu='exact')(x), x)
+  hidden = x @ params['mlp/hidden']['w'] + params['mlp/hidden']['b']
+  bent = hidden * 0.5 * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2)))
+  expected = bent @ params['mlp/output']['w'] + params['mlp/output']['b']
+  np.testing.assert_allclose(apply(params, None, x), expected, rtol=1e-11, atol=1e-11)
+  with pytest.raises(UserError, match=r"gelu is 'tanh' or 'exact', not 'relu'"):
+    build(lambda x: Mlp(gelu='relu')(x), x)
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('qk_channels, v_channels, widths', [(6, None, (6, 6)), (6, 10, (6, 10)), (None, 10, (8, 10))])
+def test_a_self_attend_may_be_narrower_or_wider_than_its_latents(qk_channels, v_channels, widths):
+  x = normal(2, 5, 8)
+  params, apply = build(
+    lambda x: SelfAttend(2, qk_channels=qk_channels, v_channels=v_channels)(x, is_training=False), x)
+  found = tuple(params[f'self_attend/attention/{name}']['w'].shape for name in ('query', 'key', 'value', 'output'))
+  assert found == ((8, widths[0]), (8, widths[0]), (8, widths[1]), (widths[1], 8))
+  expected, expected_weights = reference_self_attend(params, 'self_attend', x, 2)
+  outputs, weights = apply(params, None, x)
+  np.testing.assert_allclose(outputs, expected, rtol=1e-11, atol=1e-11)
+  np.testing.assert_allclose(weights, expected_weights, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.usefixtures('float64')
+def test_a_masked_row_may_read_the_mean_of_all_values():
+  query, key, value = normal(2, 3, 2, 4), normal(2, 5, 2, 4), normal(2, 5, 2, 4)
+  valid = np.array([[1, 0, 1, 1, 0], [0, 0, 0, 0, 0]])
+  outputs, weights = attend(query, key, value, valid=valid, query_mask=np.zeros((2, 3)), masked_rows='mean')
+  expected, _ = attend(query[:1], key[:1], value[:1], valid=valid[:1])
+  np.testing.assert_allclose(outputs[:1], expected, rtol=1e-12)
+  np.testing.assert_allclose(outputs[1], np.broadcast_to(value[1].mean(0).reshape(-1), (3, 8)), rtol=1e-12)
+  np.testing.assert_allclose(weights[1], 0.2)
+  with pytest.raises(UserError, match=r"masked_rows is 'zero' or 'mean', not 'nan'"):
+    attend(query, key, value, masked_rows='nan')
+
+
+@pytest.mark.usefixtures('float64')
+def test_a_masked_row_has_no_weights_and_a_masked_nan_hurts_nobody():
+  query, key, value = normal(2, 3, 2, 4), normal(2, 5, 2, 4), normal(2, 5, 2, 4)
+  valid = np.array([[1, 0, 1, 1, 0], [0, 0, 0, 0, 0]])
+  expected, _ = attend(query, key, value, valid=valid)
+  value[:, [1, 4]] = np.nan
+  outputs, weights = attend(query, key, value, valid=valid)
+  np.testing.assert_array_equal(outputs, expected)
+  assert not np.any(weights[1]) and np.all(np.sum(weights[0], -1) > 0.99)
 
 
 @pytest.mark.usefixtures('float64')

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import digits
 from perceiver_jax.tasks import image_classification
+from perceiver_jax.types import UserError
 
 BATCH = {
   'image': np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), dtype=np.uint8),
@@ -33,14 +34,14 @@ def _shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
   return {f'{module}/{name}': array.shape for module, arrays in params.items() for name, array in arrays.items()}
 
 
-def _outputs(config: ConfigDict, **kwargs):
+def _outputs(config: ConfigDict, batch=BATCH, **kwargs):
   """With parameters that are the same for every config with the same tree, and none of them zero."""
   model = _model(config)
 
   def run(key):
     params, state = model.init(key, BATCH, is_training=True)
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, x.shape), params)
-    return model.apply(params, state, None, BATCH, is_training=False, **kwargs)[0]
+    return model.apply(params, state, None, batch, is_training=False, **kwargs)[0]
 
   return jax.jit(run)(jax.random.key(0))
 
@@ -73,10 +74,52 @@ def test_cross_attends_have_the_heads_that_the_config_says(config):
 
 
 def test_mlps_are_as_wide_as_the_config_says(config):
-  config.model.widening = 3
+  config.model.self_widening = 3
+  config.model.cross_widening = 2
   shapes = _shapes(config)
   assert shapes['processor/self_attend_0/mlp/hidden/w'] == (16, 48)
-  assert shapes['encoder/cross_attend_0/mlp/hidden/w'] == (16, 48)
+  assert shapes['encoder/cross_attend_0/mlp/hidden/w'] == (16, 32)
+
+
+def test_attention_is_as_wide_as_the_config_says(config):
+  config.model.qk_channels = 6
+  config.model.v_channels = 10
+  shapes = _shapes(config)
+  for block in ('encoder/cross_attend_0', 'processor/self_attend_0'):
+    assert shapes[f'{block}/attention/key/w'][1] == 6
+    assert shapes[f'{block}/attention/value/w'][1] == 10
+    assert shapes[f'{block}/attention/output/w'] == (10, 16)
+
+
+@pytest.mark.parametrize(('key', 'value'), [('gelu', 'exact'), ('encoder_residual', False)])
+def test_blocks_are_as_the_config_says(config, key, value):
+  before = _outputs(config)['logits']
+  config.model.gelu = 'exact' if key == 'gelu' else 'tanh'
+  config.model.encoder_residual = key != 'encoder_residual'
+  assert config.model[key] == value
+  assert np.max(np.abs(_outputs(config)['logits'] - before)) > 1e-6
+
+
+def test_an_image_without_a_valid_element_reads_what_the_config_says(config):
+  blind = {**BATCH, 'valid': np.zeros((2, 64), np.uint8)}
+  zero = _outputs(config, batch=blind)['logits']
+  config.model.masked_rows = 'mean'
+  assert np.max(np.abs(_outputs(config, batch=blind)['logits'] - zero)) > 1e-3
+  assert np.isfinite(zero).all()
+
+
+def test_the_stem_cuts_patches_as_large_as_the_config_says(config):
+  config.model.stem.kind = 'patches'
+  config.model.stem.patch_size = 2
+  config.model.position.max_resolution = (8, 8)
+  assert _outputs(config, capture=True)['captured']['cross_attends'].shape[-1] == 16
+
+
+def test_pixels_that_move_with_their_positions_need_an_element_each(config):
+  config.model.stem.kind = 'conv'
+  config.data.permutation = 'joint'
+  with pytest.raises(UserError, match=r"permutation=joint needs an element for each pixel, not stem.kind='conv'"):
+    _model(config)
 
 
 def test_bands_are_spaced_as_the_config_says(config):

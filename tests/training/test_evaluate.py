@@ -12,10 +12,10 @@ from perceiver_jax import config_file
 from perceiver_jax.data.pipeline import eval_batches
 from perceiver_jax.data.source import ArraySource
 from perceiver_jax.tasks import image_classification
-from perceiver_jax.training import parallel
-from perceiver_jax.training.evaluate import evaluate, predictor
+from perceiver_jax.training import parallel, progress
+from perceiver_jax.training.evaluate import evaluate, evaluate_workdir, predictor
 from perceiver_jax.training.experiment import build
-from perceiver_jax.types import Field, Task
+from perceiver_jax.types import Field, Task, UserError
 
 NUM_EXAMPLES = 22
 SPEC = {'image': Field((2, 2, 1), 'uint8'), 'label': Field((), 'int32')}
@@ -54,7 +54,7 @@ def config():
 
 @pytest.fixture(scope='module')
 def twenty_two(config):
-  task = Task(SPEC, _batches, _forward, _loss, _metrics)
+  task = Task(spec=SPEC, batches=_batches, forward=_forward, loss=_loss, metrics=_metrics)
   experiment = build(config, task)
   return task, experiment, *parallel.replicate(({'~': {'shift': np.float32(0.5)}}, {}))
 
@@ -86,6 +86,19 @@ def test_an_interrupted_evaluation_has_no_figures(twenty_two, num_batches):
   answers = iter([None] * num_batches + ['SIGTERM'])
   assert evaluate(*twenty_two, 'test', batch_size=8, interrupted=lambda: next(answers)) is None
   assert next(answers, 'asked no more') == 'asked no more'
+
+
+def test_a_long_evaluation_tells_how_far_it_is(twenty_two, monkeypatch, capsys):
+  monkeypatch.setattr(progress, 'QUIET_SECONDS', 0.0)
+  evaluate(*twenty_two, 'test', batch_size=8)
+  assert capsys.readouterr().err.startswith('test: 16 examples, ')
+
+
+@pytest.mark.parametrize('missing', ['batches', 'loss', 'metrics'])
+def test_a_task_without_training_data_is_refused_in_a_line(twenty_two, config, tmp_path, missing):
+  task = twenty_two[0]._replace(**{missing: None})
+  with pytest.raises(UserError, match="task 'image_classification' has no training data yet: its model can be used"):
+    evaluate_workdir(config, str(tmp_path), task, split='test', checkpoint='best')
 
 
 def test_a_prediction_is_the_models_outputs_on_the_host(twenty_two):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
+import textwrap
 
 import pytest
 
@@ -59,3 +62,41 @@ def test_handlers_are_put_back_even_after_an_error(handlers, is_requested):
   assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
   signal.raise_signal(signal.SIGTERM)
   assert handlers == [signal.SIGTERM]
+
+
+# The C library's sleep is like a compilation: Python answers no signal while it lasts.
+BUSY = textwrap.dedent("""
+  import ctypes, os, signal, sys
+  from perceiver_jax.training.interruption import Interruption
+
+  with Interruption() as interruption, interruption.at_once():
+    if len(sys.argv) > 1:
+      os.kill(os.getpid(), int(sys.argv[1]))
+      ctypes.CDLL(None).sleep(60)
+  print('over')
+""")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_process_at_once_where_nothing_can_be_lost(number):
+  done = subprocess.run(
+    [sys.executable, '-c', BUSY, str(int(number))], capture_output=True, text=True, check=False, timeout=50)
+  assert (done.returncode, done.stdout) == (75, ''), done.stderr
+  assert done.stderr == (
+    f'\n{number.name}: stopped while compiling; nothing is lost. The same command starts again.\n')
+
+
+@pytest.mark.slow
+def test_without_a_signal_it_all_goes_on():
+  done = subprocess.run([sys.executable, '-c', BUSY], capture_output=True, text=True, check=False, timeout=50)
+  assert (done.returncode, done.stdout, done.stderr) == (0, 'over\n', '')
+
+
+def test_a_signal_after_what_could_not_be_interrupted_asks_again(handlers, capfd):
+  with Interruption() as interruption:
+    with interruption.at_once():
+      pass
+    signal.raise_signal(signal.SIGTERM)
+    assert (interruption.requested, handlers) == ('SIGTERM', [])
+    assert 'saving and stopping' in capfd.readouterr().err

@@ -149,12 +149,49 @@ def test_another_config_is_refused_with_its_keys_and_nothing_is_touched(finished
   assert _files(workdir) == before
 
 
+def test_a_finished_run_without_checkpoints_is_not_overwritten(finished, tmp_path, capsys):
+  for name in ('config.json', 'metrics.jsonl'):
+    (tmp_path / name).write_bytes((finished[0] / name).read_bytes())
+  before = _files(tmp_path)
+  with pytest.raises(UserError, match='a run of another config: seed: 0 in the workdir, 1 now'):
+    loop.train(_config(seed=1), str(tmp_path), _task())
+  assert loop.train(_config(), str(tmp_path), _task()) == 0
+  assert 'has finished already' in capsys.readouterr().out
+  assert _files(tmp_path) == before and {path.name for path in tmp_path.iterdir()} == {'config.json', 'metrics.jsonl'}
+
+
+def test_a_folder_with_a_config_json_that_is_not_ours_is_left_as_it_is(tmp_path):
+  (tmp_path / 'config.json').write_text('{"model_type": "bert"}')
+  with pytest.raises(UserError, match='is not one of ours'):
+    loop.train(_config(), str(tmp_path), _task())
+  assert [path.name for path in tmp_path.iterdir()] == ['config.json']
+  assert (tmp_path / 'config.json').read_text() == '{"model_type": "bert"}'
+
+
+def test_a_log_that_is_a_folder_is_named_before_anything_is_written(tmp_path):
+  (tmp_path / 'metrics.jsonl').mkdir()
+  with pytest.raises(UserError, match=f'cannot read {tmp_path}/metrics.jsonl, .*: Is a directory'):
+    loop.train(_config(), str(tmp_path), _task())
+  assert [path.name for path in tmp_path.iterdir()] == ['metrics.jsonl']
+
+
+@pytest.mark.parametrize('missing', ['batches', 'loss', 'metrics'])
+def test_a_task_without_training_data_is_refused_before_anything_is_written(tmp_path, missing):
+  with pytest.raises(UserError) as caught:
+    loop.train(_config(), str(tmp_path / 'run'), _task()._replace(**{missing: None}))
+  assert str(caught.value) == (
+    "task 'image_classification' has no training data yet: its model can be used (python -m perceiver_jax.predict) "
+    'but not trained')
+  assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize('changes, message', [
   ({'batch_size': 11}, '--config.batch_size=8'),
   ({'micro_batches': 4}, '--config.batch_size=32'),
   ({'checkpoint.best_metric': 'validation/acuracy'}, 'there are validation/error, validation/loss'),
   ({'optimizer.name': 'lmab'}, "'lamb'"),
   ({'precision': 'float31'}, 'precision'),
+  ({'eval.every_steps': 0}, 'eval.every_steps is 0; it must be at least 1'),
 ])
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, changes, message):
   with pytest.raises(UserError) as caught:
@@ -197,6 +234,26 @@ def test_a_run_that_diverges_stops_with_its_checkpoints_intact_and_can_be_mended
   assert np.isfinite(params['linear']['w']).all()
   assert loop.train(config, str(tmp_path), _task()) == 0
   assert [line['step'] for line in read_history(tmp_path) if 'train/loss' in line] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_whose_last_figures_are_not_finite_says_so_now_and_later_and_keeps_everything(tmp_path, capsys):
+  def spoil(split, step, batch):
+    if split != 'train':
+      batch['x'][:] = np.nan
+
+  drawn = []
+  task = _task(spoil, draw=lambda predict, history, path: drawn.append(history[-1]))
+  for _ in range(2):
+    with pytest.raises(NumericsError) as caught:
+      loop.train(_config(), str(tmp_path), task)
+    assert str(caught.value) == (
+      'test/loss is nan by the checkpoint of step 6: the run diverged.\n'
+      'Lower optimizer.peak_lr, or look at the data, and train into another --workdir.')
+  assert 'has finished already' in capsys.readouterr().out
+  assert _steps_saved(tmp_path) == [4, 6]
+  (line,) = drawn
+  assert math.isnan(line['test/loss']) and line['checkpoint/best_step'] == 6
+  assert [sorted(line) for line in read_history(tmp_path)][-1] == sorted(line)
 
 
 def test_a_few_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):

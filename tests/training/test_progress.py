@@ -1,4 +1,4 @@
-"""What a run tells: sums that survive a restart, a log that can be cut back, a bar for people and lines for files."""
+"""What a run writes down: sums that survive a restart, and a log that can be cut back."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import json
 import math
 import os
 import pathlib
-import pty
-import re
-import select
 import struct
+import subprocess
 import sys
-import termios
-import time
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -20,8 +16,8 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from perceiver_jax import config_file
-from perceiver_jax.training import parallel, progress
-from perceiver_jax.training.progress import Log, Progress, Window, read_history, summary
+from perceiver_jax.training import parallel
+from perceiver_jax.training.progress import Log, Window, read_history, summary
 from perceiver_jax.types import UserError
 
 
@@ -129,6 +125,28 @@ def test_tensorboard_gets_the_same_numbers(tmp_path, config):
   assert _scalars(tmp_path) == [(line['step'], 'train/loss', pytest.approx(line['train/loss'])) for line in LINES]
 
 
+KILLED = """
+import os, pathlib, signal, sys, time
+from perceiver_jax import config_file
+from perceiver_jax.training.progress import Log
+
+log = Log(sys.argv[1], config_file.load('configs/digits.py:debug'), last_step=0)
+(path,) = pathlib.Path(sys.argv[1], 'tensorboard').iterdir()
+log.write(1, {'train/loss': 0.5})
+size, deadline = path.stat().st_size, time.monotonic() + 60
+while path.stat().st_size == size and time.monotonic() < deadline:
+  time.sleep(0.1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_tensorboard_sees_the_last_numbers_of_a_run_that_is_killed_seconds_later(tmp_path):
+  environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}
+  subprocess.run([sys.executable, '-c', KILLED, str(tmp_path)], env=environment, check=False)
+  assert _scalars(tmp_path) == [(1, 'train/loss', 0.5)]
+
+
 def test_tensorboard_is_told_where_a_run_resumes(tmp_path, config):
   _write(tmp_path, config, 0, *LINES)
   _write(tmp_path, config, 4, *LINES[4:])
@@ -142,6 +160,7 @@ def wandb(monkeypatch):
   calls = []
   module = ModuleType('wandb')
   module.init = lambda **kwargs: calls.append(('init', kwargs)) or SimpleNamespace(
+    id=kwargs['id'] or 'k3y',
     log=lambda values, step: calls.append(('log', step, values)),
     finish=lambda exit_code: calls.append(('finish', exit_code)))
   monkeypatch.setitem(sys.modules, 'wandb', module)
@@ -158,6 +177,19 @@ def test_wandb_is_told_everything_where_asked_for(tmp_path, config, wandb):
   assert calls == [('log', 1, {'train/loss': 1.0}), ('log', 2, {'train/loss': 0.5}), ('finish', 0)]
 
 
+def test_wandb_resumes_the_run_that_it_began_in_this_workdir(tmp_path, config, wandb):
+  config.log.wandb = True
+  for name in ('run', 'other'):
+    (tmp_path / name).mkdir()
+  _write(tmp_path / 'run', config, 0, LINES[0])
+  (tmp_path / 'run').rename(tmp_path / 'moved')
+  _write(tmp_path / 'moved', config, 1, LINES[1])
+  _write(tmp_path / 'other', config, 0, LINES[0])
+  starts = [settings for call, settings, *_ in wandb if call == 'init']
+  assert [(settings['id'], settings['resume']) for settings in starts] == [
+    (None, 'allow'), ('k3y', 'allow'), (None, 'allow')]
+
+
 def test_wandb_is_told_that_a_run_failed(tmp_path, config, wandb):
   config.log.wandb = True
   with pytest.raises(RuntimeError), Log(str(tmp_path), config, last_step=0):
@@ -172,64 +204,30 @@ def test_a_missing_wandb_is_answered_with_what_to_do(tmp_path, config, monkeypat
     Log(str(tmp_path), config, last_step=0)
 
 
+@pytest.mark.parametrize('text', [b'\xff\xfe\n', b'[1]\n', b'not JSON\n', b'{"train/loss": 1.0}\n'])
+def test_a_damaged_line_of_the_log_is_named(tmp_path, text):
+  (tmp_path / 'metrics.jsonl').write_bytes(b'{"step": 1}\n' + text)
+  with pytest.raises(UserError, match=f'{tmp_path}/metrics.jsonl, line 2 is damaged'):
+    read_history(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['metrics.jsonl', 'tensorboard'])
+def test_what_stands_in_the_way_of_the_log_is_named(tmp_path, config, name):
+  path = tmp_path / name
+  path.mkdir() if name == 'metrics.jsonl' else path.write_text('a file')
+  with pytest.raises(UserError, match=f'cannot (read|write) {path}(, the log of the run)?: (Is|Not) a directory'):
+    Log(str(tmp_path), config, last_step=0)
+
+
+def test_a_log_that_cannot_be_written_any_more_is_named(tmp_path, config):
+  with Log(str(tmp_path), config, last_step=0) as log:
+    (tmp_path / 'metrics.jsonl').unlink()
+    (tmp_path / 'metrics.jsonl').mkdir()
+    with pytest.raises(UserError, match=f'cannot write {tmp_path}/metrics.jsonl: Is a directory'):
+      log.write(1, {'train/loss': 1.0})
+
+
 def test_a_summary_shows_metrics_and_nothing_else():
   values = {'step': 3, 'test/accuracy': 0.98765, 'speed/examples_per_second': 9.0, 'validation/loss': math.nan,
             'train/loss': 2.0, 'checkpoint/best_step': 3}
   assert summary(values) == 'test/accuracy 0.9877, validation/loss nan, train/loss 2'
-
-
-@pytest.fixture
-def clock(monkeypatch):
-  """A clock that is moved by hand."""
-  clock = SimpleNamespace(now=100.0)
-  monkeypatch.setattr(progress, 'time', SimpleNamespace(monotonic=lambda: clock.now))
-  return clock
-
-
-def _take(bar: Progress, clock, num_steps: int, seconds: float) -> None:
-  for _ in range(num_steps):
-    bar.advance()
-  clock.now += seconds
-
-
-def test_progress_prints_plain_lines_where_there_is_no_terminal(capsys, clock):
-  values = {'train/loss': 1.23456, 'train/accuracy': 0.5, 'train/gradient_norm': 3.0}
-  with Progress(first_step=10, num_steps=400, batch_size=64) as bar:
-    bar.say('Compiling ...')
-    _take(bar, clock, 1, seconds=60.0)
-    bar.restart_clock(11)
-    _take(bar, clock, 9, seconds=4.5)
-    rates = bar.report(20, values)
-    with bar.paused():
-      clock.now += 1000.0
-    _take(bar, clock, 10, seconds=2.5)
-    bar.report(30, {'train/loss': math.nan})
-    _take(bar, clock, 370, seconds=1.0)
-    bar.report(400, {})
-  assert rates == {'speed/examples_per_second': 128.0, 'speed/examples_per_second_per_device': 16.0}
-  assert capsys.readouterr().err.splitlines() == [
-    'Compiling ...',
-    'step 20/400, ETA 3:10, 128 examples/s (16 a device), loss 1.235, accuracy 0.5',
-    'step 30/400, ETA 1:32, 256 examples/s (32 a device), loss nan',
-    'step 400/400, ETA 0:00, 23,680 examples/s (2,960 a device)',
-  ]
-
-
-def test_progress_is_a_bar_on_a_terminal(monkeypatch):
-  keyboard, terminal = pty.openpty()
-  termios.tcsetwinsize(terminal, (24, 120))
-  with os.fdopen(terminal, 'w') as screen:
-    monkeypatch.setattr(sys, 'stderr', screen)
-    with Progress(first_step=2, num_steps=10, batch_size=64) as bar:
-      bar.say('step 2: validation/loss 0.25')
-      bar.advance()
-      time.sleep(0.01)
-      rates = bar.report(3, {'train/loss': 1.5})
-    seen = b''
-    while b'loss 1.5' not in seen and select.select([keyboard], [], [], 10)[0]:  # it arrives in parts
-      seen += os.read(keyboard, 2**16)
-  shown = seen.decode()
-  os.close(keyboard)
-  assert re.search(r'30%.*3/10 \[\d\d:\d\d<.*examples/s.*loss 1\.5', shown), shown  # 00:01<00:07 is past and to come
-  assert '\r' in shown and 'step 2: validation/loss 0.25\r\n' in shown and 'ETA' not in shown
-  assert rates['speed/examples_per_second'] > 0

@@ -1,7 +1,7 @@
 """Real processes: a run that is stopped, killed and started again ends with the bits of one that was left alone.
 
 Run as a script it is train.py with an accident: `test_resume.py SIGNAL SPLIT STEP --config=...` sends itself the signal
-while it reads that batch.
+while it reads that batch; where SPLIT is compilation, while the training step is compiled.
 """
 
 from __future__ import annotations
@@ -76,7 +76,12 @@ def _have_an_accident(number: int, split: str, step: int) -> None:
           os.kill(os.getpid(), number)
         yield batch
 
-    return task._replace(batches=batches)
+    def forward(batch, *, is_training, **options):
+      if split == 'compilation' and is_training and len(batch['mask']) > 1:  # parameters are made with one example
+        os.kill(os.getpid(), number)
+      return task.forward(batch, is_training=is_training, **options)
+
+    return task._replace(batches=batches, forward=forward)
 
   image_classification.make = make_with_accident
 
@@ -152,6 +157,15 @@ def test_a_signal_saves_and_says_where_the_run_resumes(disturbed):
     assert f'\n{name}: saving and stopping after this step.' in ended.err
     assert step in ended.steps
   assert f'Resuming at step 1 of {NUM_STEPS}.' in interrupted.err
+
+
+@pytest.mark.slow
+def test_a_signal_during_the_first_compilation_ends_the_run_at_once(tmp_path):
+  ended = _train_until('SIGTERM', 'compilation', 0, tmp_path / 'run')
+  assert (ended.exit_code, ended.out, ended.steps) == (75, '', []), ended.err
+  assert ended.err == (
+    'Compiling the training step ...\n'
+    '\nSIGTERM: stopped while compiling; nothing is lost. The same command starts again.\n')
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Pictures are looked at by people; what a machine can check is that they are whole, honest, and leave no trace."""
 
-import itertools
 import subprocess
 import sys
 
@@ -12,10 +11,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from matplotlib.text import Text
 
 from perceiver_jax import visualize
-from perceiver_jax.types import UserError
+from perceiver_jax.visualize.canvas import RED
+from perceiver_jax.visualize.classification import (
+  attention_maps,
+  different_examples,
+  mistakes_first,
+  prediction_grid,
+  training_curves,
+)
+from tests.visualize.tidy import assert_tidy
 
 HISTORY = [
   {'step': 1, 'train/loss': 2.3, 'train/accuracy': 0.1},
@@ -71,7 +77,7 @@ def draw(path, **arguments):
 
 
 def num_red(picture):
-  return int((np.abs(picture - to_rgb(visualize.RED)).max(-1) < 0.01).sum())
+  return int((np.abs(picture - to_rgb(RED)).max(-1) < 0.01).sum())
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -87,10 +93,10 @@ def test_a_picture_is_whole_and_nothing_runs_over_its_edges(case, tmp_path):
 def panels(arguments):
   """Each panel of a picture on a figure of its own, drawn."""
   images, labels = arguments['images'], arguments['labels']
-  parts = [(400, visualize.training_curves, (arguments['history'],)),
-           (480, visualize.prediction_grid, (images, labels, arguments['probabilities'], arguments['class_names']))]
+  parts = [(400, training_curves, (arguments['history'],)),
+           (480, prediction_grid, (images, labels, arguments['probabilities'], arguments['class_names']))]
   if arguments['attention'] is not None:
-    parts.append((520, visualize.attention_maps, (images, labels, arguments['attention'])))
+    parts.append((520, attention_maps, (images, labels, arguments['attention'])))
   for width, function, details in parts:
     figure = Figure(figsize=(width / 100, 7), dpi=100)
     function(figure.subfigures(), *details)
@@ -98,27 +104,14 @@ def panels(arguments):
     yield figure
 
 
-def boxes_of_texts(figure):
-  """{(text, n): box in pixels}, without the labels of ticks that lie outside the axes and so are not drawn."""
-  outside = set()
-  for axes in figure.findobj(Axes):
-    for axis in (axes.xaxis, axes.yaxis):
-      low, high = sorted(axis.get_view_interval())
-      labels = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
-      outside |= {label for place, label in labels if not low <= place <= high or not axes.axison}
-  texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible() and text not in outside]
-  return {(text.get_text(), n): text.get_window_extent() for n, text in enumerate(texts)}
-
-
 @pytest.mark.parametrize('case', sorted(CASES.keys() - {'plain', 'no attention'}))
 def test_no_text_runs_into_another_or_out_of_its_panel(case):
   for figure in panels(CASES[case]):
-    boxes = boxes_of_texts(figure)
-    assert len(boxes) >= 3
-    for name, box in boxes.items():
-      assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height, name
-    for one, other in itertools.combinations(boxes, 2):
-      assert not boxes[one].padded(-1).overlaps(boxes[other].padded(-1)), (one, other)
+    assert_tidy(figure)
+
+
+def test_class_names_in_any_script_are_drawn(drawn):
+  drawn(visualize.classification_summary, **run(8, class_names=('犬', 'chien\n🐕', '$dog_1$')))
 
 
 def test_the_same_results_give_the_same_file(plain, tmp_path):
@@ -187,16 +180,6 @@ def test_a_new_picture_replaces_the_old_one_whole(plain, tmp_path):
   assert path.read_bytes() == plain.read_bytes()
 
 
-@pytest.mark.parametrize('place', ['missing/summary.png', 'file/summary.png', 'folder'])
-def test_a_place_that_cannot_be_written_is_one_line_and_leaves_nothing_behind(place, tmp_path):
-  (tmp_path / 'file').touch()
-  (tmp_path / 'folder').mkdir()
-  with pytest.raises(UserError, match='cannot write the picture') as error:
-    visualize.save(Figure(), tmp_path / place)
-  assert '\n' not in str(error.value) and place in str(error.value)
-  assert sorted(file.name for file in tmp_path.rglob('*')) == ['file', 'folder']
-
-
 def test_attention_over_other_pixels_than_the_pictures_is_refused(tmp_path):
   with pytest.raises(ValueError, match='attention over 9 pixels does not fit images of 8 x 8'):
     draw(tmp_path / 'summary.png', **run(2, attention=np.ones((1, 2, 4, 9)) / 9))
@@ -210,63 +193,12 @@ def test_attention_may_cover_only_the_first_images():
   assert len(page.images) == 2 * (1 + 3) + 1, 'two pictures, each with three latents, and the key'
 
 
-def test_latents_that_look_at_few_and_different_pixels_are_chosen():
-  maps = np.full((1, 8, 16), 1 / 16)
-  for latent, pixel in ((2, 3), (4, 3), (5, 9)):
-    maps[0, latent] = 0.1 / 15
-    maps[0, latent, pixel] = 0.9
-  assert visualize.different_latents(maps, 2) == [2, 5], 'latent 4 looks where latent 2 looks'
-  assert visualize.different_latents(maps, 3)[1:] != [4, 5]
-  assert visualize.different_latents(maps, 99) == list(range(8))
-
-
-def test_even_attention_still_gives_as_many_latents_as_asked():
-  assert len(set(visualize.different_latents(np.full((3, 50, 1000), 1e-3, np.float16), 5))) == 5
-
-
-def test_brightness_follows_the_attention_over_the_picture():
-  weights = np.array([0.1, 0.2, 0.3, 0.4])
-  lit = visualize.overlay(np.zeros((2, 2, 1), np.uint8), weights).sum(-1).ravel()
-  assert (np.diff(lit) > 0).all()
-  unlit = visualize.overlay(np.array([[[255], [0]]], np.uint8), np.array([0.0, 1.0]))
-  assert unlit[0, 0].max() < 0.4 < unlit[0, 1].max(), 'a white pixel that nobody looks at stays dim'
-
-
 def test_mistakes_come_first_but_only_a_few_of_them():
   is_wrong = np.array([0, 1, 0, 1, 1, 0, 0], bool)
   labels = np.array([0, 0, 0, 0, 0, 0, 1])
-  assert visualize.mistakes_first(is_wrong, labels, 5, at_most=2).tolist() == [1, 3, 0, 6, 2]
-  assert visualize.mistakes_first(is_wrong, labels, 9, at_most=2).tolist() == [1, 3, 0, 6, 2, 5, 4]
+  assert mistakes_first(is_wrong, labels, 5, at_most=2).tolist() == [1, 3, 0, 6, 2]
+  assert mistakes_first(is_wrong, labels, 9, at_most=2).tolist() == [1, 3, 0, 6, 2, 5, 4]
 
 
 def test_examples_of_different_classes_come_first():
-  assert visualize.different_examples(np.array([7, 7, 2, 7, 5]), 4) == [0, 2, 4, 1]
-
-
-def test_a_curve_holds_what_was_measured_and_skips_what_is_not_finite():
-  measured = [{'a': 1.0}, {'a': np.nan}, {'b': 5.0}, {'a': np.inf}, {'a': 0.5}]
-  history = [{'step': step} | line for step, line in enumerate(measured, start=1)]
-  steps, values = visualize.series(history, 'a')
-  assert steps.tolist() == [1, 5] and values.tolist() == [1.0, 0.5]
-  assert [len(part) for part in visualize.series([], 'a')] == [0, 0]
-
-
-def test_smoothing_keeps_level_and_slope_and_calms_noise():
-  line = np.arange(300.0)
-  np.testing.assert_allclose(visualize.smooth(line)[:-10], line[:-10], rtol=1e-12)
-  noise = np.random.default_rng(0).normal(size=300)
-  assert visualize.smooth(noise).std() < 0.5 * noise.std()
-  assert visualize.smooth(np.array([])).tolist() == [] and visualize.smooth(np.array([3.0])).tolist() == [3.0]
-
-
-@pytest.mark.parametrize(('losses', 'scale'), [([2.3, 0.02], 'log'), ([2.3, 1.9], 'linear'), ([2.3, 0.0], 'linear')])
-def test_the_loss_axis_is_logarithmic_where_the_loss_fell_far(losses, scale):
-  panel = Figure().subfigures()
-  visualize.training_curves(panel, [{'step': step, 'train/loss': loss} for step, loss in enumerate(losses, start=1)])
-  assert [axes.get_yscale() for axes in panel.axes[1:]] == [scale, 'linear']
-
-
-def test_a_text_is_cut_only_where_it_is_too_wide():
-  assert visualize.shorten('daisy', 200) == 'daisy'
-  cut = visualize.shorten('German short-haired pointer', 100)
-  assert cut.startswith('German') and cut.endswith('…') and 60 < visualize.text_width(cut) <= 100
+  assert different_examples(np.array([7, 7, 2, 7, 5]), 4) == [0, 2, 4, 1]

@@ -1,0 +1,34 @@
+"""Sets of entities in and out: slots without an order, some of them unused (2107.14795, appendix B: StarCraft II).
+
+Shapes: B batch, M slots, F features of an entity, E channels of an answer.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from perceiver_jax.core.input_array import InputArray
+from perceiver_jax.types import Array, UserError
+
+
+def entity_inputs(entities: Array, valid: Array) -> InputArray:
+  """[B, M, F] entities, of which those with a non-zero `valid` [B, M] are there -> M elements without positions.
+
+  Unused slots hold zeros from here on: what was in them, were it NaN, reaches neither an answer nor a gradient. Raises
+  UserError if the shapes do not fit.
+  """
+  return InputArray(_real(entities, valid), None, valid)
+
+
+def pooled_entities(outputs: Array, valid: Array) -> jax.Array:
+  """[B, M, E] -> [B, E]: the mean over the entities that `valid` [B, M] says are there; 0 where there are none."""
+  total = jnp.sum(_real(outputs, valid), axis=1)
+  return total / jnp.maximum(jnp.sum(valid != 0, axis=1, keepdims=True), 1)
+
+
+def _real(x: Array, valid: Array) -> jax.Array:
+  if x.ndim != 3 or valid.shape != x.shape[:2]:
+    raise UserError(
+      f'entities are [batch, slots, channels] and valid is [batch, slots], not {list(x.shape)} and {list(valid.shape)}')
+  return jnp.where((valid != 0)[..., None], x, 0)

@@ -1,0 +1,62 @@
+"""Two frames in, for optical flow: every pixel with its neighbourhood (2107.14795, appendix H).
+
+Shapes: B batch, H height, W width, C colours, P = patch_size ** 2 * C values of a patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from perceiver_jax.core.input_array import InputArray, dense
+from perceiver_jax.core.position_encoding import fourier_grid
+from perceiver_jax.types import Array, UserError
+
+
+def frame_patches(frames: Array, patch_size: int = 3) -> Array:
+  """[B, 2, H, W, C] -> [B, 2, H, W, P]: the square around every pixel, row, column, colour; zeros outside the frame."""
+  if frames.ndim != 5 or frames.shape[1] != 2:
+    raise UserError(f'a pair of frames is [batch, 2, height, width, channels], not {list(frames.shape)}')
+  height, width = frames.shape[2:4]
+  border = patch_size // 2
+  padded = jnp.pad(frames, ((0, 0), (0, 0), (border, border), (border, border), (0, 0)))
+  shifted = [
+    padded[:, :, row:row + height, column:column + width]
+    for row in range(patch_size) for column in range(patch_size)
+  ]
+  return jnp.concatenate(shifted, axis=-1)
+
+
+def flow_inputs(
+  patches: Array, num_channels: int, num_bands: int, max_resolution: Sequence[int], *, separate_frames: bool = False,
+) -> InputArray:
+  """Patches, through a trained linear, with their Fourier positions.
+
+  Args:
+    patches: [B, 2, H, W, P].
+    num_channels: of an element's features.
+    num_bands: of a position, per axis.
+    max_resolution: (height, width) whose Nyquist frequencies are the highest bands. Not the frame's own size: a model
+      must see the same bands at any.
+    separate_frames: an element is a pixel of one frame, at its time, row and column; else of both, at row and column.
+
+  Returns:
+    H * W elements, or 2 * H * W, those of the first frame first; features [B, M, num_channels].
+  """
+  patches = jnp.asarray(patches)
+  batch_size, num_frames, height, width, _ = patches.shape
+  if separate_frames:
+    features = patches.reshape(batch_size, num_frames * height * width, -1)
+    positions = fourier_grid((num_frames, height, width), num_bands, (num_frames, *max_resolution))
+  else:
+    features = patches.transpose(0, 2, 3, 1, 4).reshape(batch_size, height * width, -1)
+    positions = fourier_grid((height, width), num_bands, max_resolution)
+  return InputArray(hk.Linear(num_channels, name='stem')(features), positions)
+
+
+def flow_query(inputs: InputArray, num_pixels: int) -> jax.Array:
+  """[B, O, Q]: of every pixel of the first frame its input element, features and position: it asks where it went."""
+  return jnp.asarray(dense(inputs))[:, :num_pixels]

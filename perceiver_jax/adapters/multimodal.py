@@ -1,0 +1,99 @@
+"""Several modalities as one input array, and apart again (2103.03206, section 4.2; 2107.14795, section 4.3).
+
+Shapes: B batch, M elements, of which M_m and C_m channels are modality m's, C channels of all, O queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from perceiver_jax.adapters.query import padded_query
+from perceiver_jax.core.input_array import InputArray, dense
+from perceiver_jax.core.position_encoding import LearnedTable
+from perceiver_jax.types import Array, UserError
+
+
+def pack(
+  inputs: Mapping[str, InputArray], min_padding: int, masked: Mapping[str, Array] | None = None,
+) -> InputArray:
+  """Elements of all modalities, one modality after the other in the order of their sorted names.
+
+  Every element is made as wide as the widest and `min_padding`, by its modality's trained `{name}_padding`, which says
+  what modality it is of.
+
+  Args:
+    inputs: {name: M_m elements}; with positions the features become [B, M_m, C_m].
+    min_padding: channels that even the widest modality gets.
+    masked: {name: [B, M_m] bool}, True = the whole element is replaced by the modality's trained `{name}_mask_token`,
+      [1, C]. A modality that is named here has this parameter whether or not anything is masked.
+
+  Returns:
+    Elements without positions, features [B, M, C], C = max C_m + min_padding; `valid` [B, M] bool, or None where no
+    modality has one.
+
+  Raises:
+    UserError: shapes that do not fit, or a mask of a modality that is not there.
+  """
+  masked = masked or {}
+  if unknown := sorted(masked.keys() - inputs.keys()):
+    raise UserError(f'masks for {unknown}, but the modalities are {sorted(inputs)}')
+  shapes = {name: list(inputs[name].features.shape) for name in sorted(inputs)}
+  if {len(shape) for shape in shapes.values()} != {3} or len({batch_size for batch_size, *_ in shapes.values()}) != 1:
+    raise UserError(f'modalities are [batch, elements, channels] of one batch size, not {shapes}')
+  elements = {name: dense(inputs[name]) for name in sorted(inputs)}
+  num_channels = max(each.shape[-1] for each in elements.values()) + min_padding
+  padded = {name: padded_query(each, num_channels, f'{name}_padding') for name, each in elements.items()}
+  for name, mask in masked.items():
+    if mask.shape != padded[name].shape[:2]:
+      raise UserError(f'{name}: elements {list(elements[name].shape)} but a mask {list(mask.shape)}')
+    token = LearnedTable(1, num_channels, name=f'{name}_mask_token')()
+    padded[name] = jnp.where(mask[..., None], token, padded[name])
+  return InputArray(jnp.concatenate(list(padded.values()), axis=1), None, _valid(inputs))
+
+
+def _valid(inputs: Mapping[str, InputArray]) -> jax.Array | None:
+  if all(each.valid is None for each in inputs.values()):
+    return None
+  parts = []
+  for name in sorted(inputs):
+    features, _, valid = inputs[name]
+    if valid is not None and valid.shape != features.shape[:2]:
+      raise UserError(f'{name}: elements {list(features.shape)} but valid {list(valid.shape)}')
+    parts.append(jnp.ones(features.shape[:2], bool) if valid is None else valid != 0)
+  return jnp.concatenate(parts, axis=1)
+
+
+def split(outputs: Array, sizes: Mapping[str, int]) -> dict[str, Array]:
+  """[B, O, E] -> {name: [B, sizes[name], E]}, in the order of `pack`. Raises UserError if the sizes do not add to O."""
+  if outputs.ndim != 3 or sum(sizes.values()) != outputs.shape[1]:
+    raise UserError(f'outputs [batch, elements, channels] {list(outputs.shape)} cannot be split into {dict(sizes)}')
+  parts, start = {}, 0
+  for name in sorted(sizes):
+    parts[name] = outputs[:, start:start + sizes[name]]
+    start += sizes[name]
+  return parts
+
+
+def random_mask(keys: Array, prob: float, num_elements: int) -> jax.Array:
+  """[B, M] bool, True with `prob`, in [0, 1]; for `pack`.
+
+  `keys` [B] are random keys, one for each example, made of the seed, the step and the example and of this mask's
+  purpose: what happens to an example does not depend on which others share its batch.
+  """
+  if not 0 <= prob <= 1:
+    raise UserError(f'a probability is from 0 to 1, not {prob}')
+  return jax.vmap(lambda key: jax.random.bernoulli(key, prob, (num_elements,)))(keys)
+
+
+def drop_modality(keys: Array, prob: float, features: Array) -> jax.Array:
+  """Zeroes all of an example's `features` [B, ...] with `prob` (2103.03206, section 4.2: video, 0.3).
+
+  `features` are as the model takes them: 0 of a raw image would be black. `keys` as in `random_mask`.
+  """
+  if keys.shape[0] != features.shape[0]:
+    raise UserError(f'{features.shape[0]} examples {list(features.shape)} but {keys.shape[0]} random keys')
+  is_dropped = random_mask(keys, prob, 1).reshape(-1, *(1,) * (features.ndim - 1))
+  return jnp.where(is_dropped, 0, features)

@@ -1,0 +1,42 @@
+"""Text in and out: bytes or word pieces, embedded, and the same embedding as the last layer (2107.14795, appendix F).
+
+Shapes: B batch, L tokens, V vocabulary, C channels of an embedding.
+"""
+
+from __future__ import annotations
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from perceiver_jax.core.input_array import InputArray
+from perceiver_jax.core.position_encoding import LearnedTable
+from perceiver_jax.types import Array, UserError
+
+
+def token_table(vocab_size: int, num_channels: int) -> jax.Array:
+  """[V, C]: a trained embedding of each token; init 0.02, as published nowhere."""
+  return LearnedTable(vocab_size, num_channels, name='tokens')()
+
+
+def text_inputs(tokens: Array, table: Array, max_length: int, valid: Array | None = None) -> InputArray:
+  """Embedded tokens, each plus a trained position: for text the papers add the two.
+
+  Args:
+    tokens: [B, L] integer.
+    table: [V, C], of `token_table`.
+    max_length: how many positions there are.
+    valid: [B, L], non-zero = a token that counts.
+
+  Raises:
+    UserError: more tokens than positions.
+  """
+  if tokens.shape[1] > max_length:
+    raise UserError(f'{tokens.shape[1]} tokens {list(tokens.shape)}, but the model has {max_length} positions')
+  positions = LearnedTable(max_length, table.shape[1])()
+  return InputArray(table[tokens] + positions[:tokens.shape[1]], None, valid)
+
+
+def token_logits(answers: Array, table: Array) -> jax.Array:
+  """[B, O, C] -> [B, O, V]: how well an answer fits each token's embedding, plus a trained bias per token."""
+  return hk.Bias(bias_dims=[-1], name='output')(jnp.einsum('boc,vc->bov', answers, table))

@@ -1,0 +1,39 @@
+"""A Perceiver as a config's `model` section describes it; every task starts from these two functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from perceiver_jax.core.input_array import InputArray
+from perceiver_jax.core.perceiver import Captured, Decoder, Encoder, Processor, encode
+
+
+def read(
+  model: ConfigDict, inputs: InputArray, *, is_training: bool, capture: bool = False,
+) -> tuple[jax.Array, Captured]:
+  """What `encode` returns: the latents [B, N, D] that have read and processed the inputs."""
+  shared = dict(
+    qk_channels=model.qk_channels,
+    v_channels=model.v_channels,
+    dropout_prob=model.dropout_prob,
+    attention_dropout_prob=model.attention_dropout_prob,
+    gelu=model.gelu,
+  )
+  encoder = Encoder(
+    model.num_latents, model.latent_channels, model.num_cross_attends, model.share_cross_attends,
+    num_heads=model.num_cross_heads, widening=model.cross_widening, query_residual=model.encoder_residual,
+    masked_rows=model.masked_rows, **shared)
+  processor = Processor(
+    model.num_blocks, model.num_self_attends_per_block, model.share_blocks,
+    num_heads=model.num_self_heads, widening=model.self_widening, **shared)
+  return encode(
+    encoder, processor, inputs, is_training=is_training, arrangement=model.cross_attends, capture=capture)
+
+
+def decoder(model: ConfigDict, output_channels: int | None, **cross_attend: Any) -> Decoder:
+  """The decoder; `output_channels` as there, `cross_attend` more arguments of `CrossAttend`."""
+  return Decoder(
+    output_channels, model.query_residual, gelu=model.gelu, masked_rows=model.masked_rows, **cross_attend)

@@ -1,0 +1,79 @@
+"""A person's own files as arrays: pictures, clips and sound, for `predict`.
+
+  picture  [H, W, 3] uint8, upright (its EXIF orientation applied)
+  clip     [T, H, W, 3] uint8, at a given number of frames a second
+  sound    [S] float32, -1 to 1, mono
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+from scipy.io import wavfile
+
+from perceiver_jax.types import UserError
+
+
+def read_image(path: str | Path) -> np.ndarray:
+  """[H, W, 3] uint8. Raises UserError for what is no picture, or has more pixels than perceiver_jax.data allows."""
+  try:
+    data = np.frombuffer(Path(path).read_bytes(), np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+  except OSError as error:
+    raise UserError(f'cannot read {path}: {error.strerror}') from error
+  except cv2.error as error:
+    raise UserError(f'cannot read {path} as a picture: {error.err}') from error
+  if image is None:
+    raise UserError(f'cannot read {path}: it is broken, or no picture')
+  return image
+
+
+def read_video(path: str | Path, num_frames: int, frames_per_second: float) -> np.ndarray:
+  """The first `num_frames` frames of a clip at that rate, [T, H, W, 3] uint8: the frame shown at each time.
+
+  Raises UserError for what is no clip, or a shorter one.
+  """
+  if not Path(path).is_file():
+    raise UserError(f'there is no clip {path}')
+  capture = cv2.VideoCapture(str(path))
+  try:
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    if not capture.isOpened() or not rate > 0:
+      raise UserError(f'cannot read {path}: it is broken, or no clip')
+    wanted = [int(i * rate / frames_per_second + 1e-6) for i in range(num_frames)]
+    shown: list[np.ndarray] = []
+    while len(shown) <= wanted[-1]:
+      is_read, frame = capture.read()
+      if not is_read:
+        raise UserError(
+          f'{path} ends after {len(shown)} frames, {len(shown) / rate:.2f} s; '
+          f'{num_frames / frames_per_second:.2f} s are needed')
+      shown.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+  finally:
+    capture.release()
+  return np.stack([shown[i] for i in wanted])
+
+
+def read_sound(path: str | Path, num_samples: int) -> tuple[np.ndarray, int]:
+  """The first `num_samples` samples of a WAV file, [S] float32, its channels averaged, and its rate per second.
+
+  Raises UserError for what is no WAV file, or a shorter one.
+  """
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore', wavfile.WavFileWarning)  # of chunks that hold no sound
+      rate, samples = wavfile.read(path)
+  except OSError as error:
+    raise UserError(f'cannot read {path}: {error.strerror}') from error
+  except Exception as error:  # SciPy trips over broken files in many ways
+    raise UserError(f'cannot read {path}: it is broken, or no WAV file ({error})') from error
+  if np.issubdtype(samples.dtype, np.integer):
+    middle = 128 if samples.dtype == np.uint8 else 0
+    samples = (samples.astype(np.float32) - middle) / (128 if middle else -float(np.iinfo(samples.dtype).min))
+  mono = samples.astype(np.float32).reshape(len(samples), -1).mean(-1)
+  if len(mono) < num_samples:
+    raise UserError(f'{path} has {len(mono)} samples; {num_samples} are needed')
+  return mono[:num_samples], rate

@@ -1,0 +1,68 @@
+"""What is in a picture: central crop, resize, the most probable classes (2107.14795, appendix A)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perceiver_jax.inference.model import Model, check_image
+
+
+class Classification(NamedTuple):
+  """The most probable classes first."""
+
+  names: tuple[str, ...]             # [k]
+  probabilities: np.ndarray          # [k] float32
+  indices: np.ndarray                # [k] int
+  image: np.ndarray                  # [S, S, C] uint8: what the model saw
+  captured: dict[str, Any] | None    # attention maps and latents, where asked for
+
+
+def predict(
+  model: Model, image: Any, *, class_names: tuple[str, ...] | None = None, top_k: int = 5, capture: bool = False,
+) -> Classification:
+  """The `top_k` most probable classes of one picture.
+
+  Args:
+    model: of the task image_classification.
+    image: [H, W, 3] uint8 of any size, grey or with a transparency too; a NumPy array or what becomes one (PIL).
+    class_names: of all classes; by number where None.
+    top_k: at least 1; no more than there are classes.
+    capture: also return attention maps and latents.
+
+  Raises:
+    UserError: not one picture, or not uint8.
+  """
+  data = model.config.data
+  pixels = check_image(np.asarray(image), 'an image')
+  pixels = central_crop(pixels, data.image_size)
+  if data.num_channels == 1:
+    pixels = np.rint(pixels.mean(-1, keepdims=True)).astype(np.uint8)
+  outputs = model.run({'image': pixels[None]}, capture=capture)
+  probabilities = np.asarray(jax.nn.softmax(outputs['logits'][0]))
+  best = np.argsort(-probabilities, kind='stable')[:top_k]
+  names = tuple(class_names[i] if class_names else f'class {i}' for i in best)
+  return Classification(names, probabilities[best], best, pixels, outputs.get('captured'))
+
+
+def central_crop(image: np.ndarray, size: int, share: float = 224 / 256) -> np.ndarray:
+  """[size, size, C] uint8: the central square of `share` of the shorter side, resized by the bicubic a = -0.5 kernel.
+
+  An image of that very size comes back as it is.
+  """
+  height, width = image.shape[:2]
+  if (height, width) == (size, size):
+    return image
+  side = max(1, int(share * min(height, width)))
+  top, left = (height - side + 1) // 2, (width - side + 1) // 2
+  return resized(image[top:top + side, left:left + side], (size, size))
+
+
+def resized(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+  """[..., H, W, C] uint8 -> [..., *shape, C] uint8, bicubic (a = -0.5), without anti-aliasing, as the authors' crop."""
+  full = (*image.shape[:-3], *shape, image.shape[-1])
+  values = jax.image.resize(jnp.asarray(image, jnp.float32), full, 'cubic', antialias=False)
+  return np.asarray(jnp.clip(jnp.round(values), 0, 255), np.uint8)

@@ -1,0 +1,93 @@
+"""Hidden words, filled in byte by byte (2107.14795, section 4.1; the recipe of the authors' example)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from perceiver_jax import byte_tokenizer
+from perceiver_jax.inference.model import Model
+from perceiver_jax.types import UserError
+
+
+class Filled(NamedTuple):
+  """A text whose hidden bytes the model has guessed, each by itself."""
+
+  text: str                                # with the guesses in their places
+  spans: tuple[tuple[int, int], ...]       # [start, end) of each hidden span, in bytes of the text
+  guesses: tuple[str, ...]                 # per span
+  hidden: tuple[str | None, ...]           # per span, what stood there; None where nobody knows
+  probabilities: tuple[np.ndarray, ...]    # per span [length, V] float32, of every token at every byte
+  captured: dict[str, Any] | None          # attention maps and latents, where asked for
+
+
+def predict(
+  model: Model, text: str, *, spans: Sequence[tuple[int, int]] | None = None, capture: bool = False,
+) -> Filled:
+  """Guesses what is hidden in a text.
+
+  Args:
+    model: of the task masked_lm, on bytes.
+    text: `Some [words] are [MASK][MASK].`: what stands in square brackets is hidden, as many bytes as it has; a [MASK]
+      is one hidden byte. With `spans`, the text as it is, brackets and all.
+    spans: [start, end) in characters.
+    capture: also return attention maps and latents.
+
+  Raises:
+    UserError: nothing hidden, a span outside the text, a longer text than the model reads, or not a model on bytes.
+  """
+  data = model.config.data
+  if data.vocab_size != byte_tokenizer.VOCAB_SIZE:
+    raise UserError(f'this model reads a vocabulary of {data.vocab_size} tokens; only bytes, 262, can be told')
+  raw, byte_spans, hidden = _marked(text) if spans is None else _given(text, spans)
+  if not byte_spans:
+    raise UserError('nothing is hidden in the text: put [brackets] around the words to guess')
+  if len(raw) > data.max_length:
+    raise UserError(f'the text has {len(raw)} bytes, but the model reads {data.max_length}; shorten it')
+  tokens = np.full(data.max_length, byte_tokenizer.PAD, np.int32)
+  tokens[:len(raw)] = byte_tokenizer.encode(raw)
+  for start, end in byte_spans:
+    tokens[start:end] = byte_tokenizer.MASK
+  valid = (np.arange(data.max_length) < len(raw)).astype(np.uint8)
+  outputs = model.run({'tokens': tokens[None], 'valid': valid[None]}, capture=capture)
+  probabilities = tuple(np.asarray(jax.nn.softmax(outputs['logits'][0, start:end])) for start, end in byte_spans)
+  best = [byte_tokenizer.NUM_SPECIAL + each[:, byte_tokenizer.NUM_SPECIAL:].argmax(-1) for each in probabilities]
+  for (start, end), ids in zip(byte_spans, best, strict=True):
+    tokens[start:end] = ids
+  guesses = tuple(byte_tokenizer.decode(ids) for ids in best)
+  filled = byte_tokenizer.decode(tokens[:len(raw)])
+  return Filled(filled, tuple(byte_spans), guesses, tuple(hidden), probabilities, outputs.get('captured'))
+
+
+def _marked(text: str) -> tuple[bytes, list[tuple[int, int]], list[str | None]]:
+  """The bytes of a text without its brackets, the spans that they marked, and what stood in them."""
+  raw, spans = b'', []
+  hidden: list[str | None] = []
+  for outside, inside in re.findall(r'([^\[]*)(\[[^\]]*\]|\[|$)', text):
+    raw += byte_tokenizer.decode_bytes(byte_tokenizer.encode(outside))
+    if inside == '[':
+      raise UserError(f'a [ without its ] in the text: ...{outside[-20:]}[')
+    if inside:
+      is_known = inside != '[MASK]'
+      within = byte_tokenizer.decode_bytes(byte_tokenizer.encode(inside[1:-1])) if is_known else b' '
+      spans.append((len(raw), len(raw) + len(within)))
+      hidden.append(inside[1:-1] if is_known else None)
+      raw += within
+  return raw, [span for span in spans if span[1] > span[0]], hidden
+
+
+def _given(text: str, spans: Sequence[tuple[int, int]]) -> tuple[bytes, list[tuple[int, int]], list[str | None]]:
+  """The same of a text and spans in characters."""
+  byte_spans = []
+  hidden: list[str | None] = []
+  for start, end in spans:
+    if not 0 <= start < end <= len(text):
+      raise UserError(f'the span [{start}, {end}) is not inside the text of {len(text)} characters')
+    before, within = (len(byte_tokenizer.encode(part)) for part in (text[:start], text[start:end]))
+    byte_spans.append((before, before + within))
+    hidden.append(text[start:end])
+  return byte_tokenizer.decode_bytes(byte_tokenizer.encode(text)), byte_spans, hidden

@@ -1,0 +1,115 @@
+"""Where a model comes from: released, by its name; or a directory, Hugging Face's, of a run of ours, or converted."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from perceiver_jax import run_config, weights
+from perceiver_jax.inference.labels import class_names
+from perceiver_jax.inference.model import task_of, template
+from perceiver_jax.interop import deepmind, huggingface, huggingface_config, huggingface_inputs, torch_file, zoo
+from perceiver_jax.types import Batch, Tree, UserError
+
+
+class Source(NamedTuple):
+  """A model's config and weights, and how its source lays out inputs and answers."""
+
+  config: ConfigDict
+  params: Tree
+  state: Tree
+  batch_of: Callable[[dict[str, Any]], Batch]   # the source's inputs, by name -> a batch of ours
+  logits_of: Callable[[dict[str, Any]], Any]    # our outputs -> the source's logits
+  class_names: tuple[str, ...] | None = None
+  credit: str = ''                              # whose weights they are, and their licence
+
+
+def open_source(name: str | Path, path: str | Path | None = None) -> Source:
+  """The source of `load`; see there."""
+  if str(name) in zoo.MODELS:
+    return _released(str(name), path)
+  directory = Path(name)
+  if path is not None:
+    raise UserError(f'{name!r} is no released model, so `path` means nothing; those are: {", ".join(zoo.MODELS)}')
+  if not directory.is_dir():
+    raise UserError(f'{name!r} is neither a released model ({", ".join(zoo.MODELS)}) nor a directory')
+  if 'architectures' in _config_json(directory):
+    return _huggingface(directory)
+  if (directory / 'checkpoints').is_dir():
+    return _run(directory)
+  if weights.is_weights(directory):
+    return _ours(directory)
+  raise UserError(
+    f'{directory} holds no model: neither one of Hugging Face (a config.json with `architectures`), nor a run of ours '
+    '(checkpoints/), nor converted weights (weights.safetensors, by perceiver_jax.convert)')
+
+
+def _config_json(directory: Path) -> dict[str, Any]:
+  try:
+    values = json.loads((directory / 'config.json').read_text())
+  except (OSError, ValueError):
+    return {}
+  return values if isinstance(values, dict) else {}
+
+
+def _released(name: str, path: str | Path | None) -> Source:
+  config = zoo.config(name)
+  params, state = deepmind.load(path or zoo.fetch(name), config, template(config))
+  credit = f'{zoo.MODELS[name].credit}, {zoo.MODELS[name].licence}'
+  return Source(config, params, state, *_native(config), class_names(config), credit)
+
+
+def _huggingface(directory: Path) -> Source:
+  config, architecture = huggingface_config.read_config(directory), huggingface_config.architecture_of(directory)
+  params, state = huggingface.convert(torch_file.read(directory), config, template(config))
+  return Source(
+    config, params, state,
+    functools.partial(huggingface_inputs.inputs_of, config, architecture),
+    functools.partial(huggingface_inputs.logits_of, config, architecture),
+    huggingface_config.class_names(directory))
+
+
+def _run(directory: Path) -> Source:
+  from perceiver_jax.training.checkpoint import load_weights
+
+  config = run_config.load(directory)
+  _, params, state = load_weights(directory)
+  return Source(config, params, state, *_native(config), class_names(config))
+
+
+def _ours(directory: Path) -> Source:
+  loaded = weights.load(directory)
+  weights.check_fits(loaded.params, loaded.state, template(loaded.config), str(directory))
+  return Source(
+    loaded.config, loaded.params, loaded.state, *_native(loaded.config), class_names(loaded.config),
+    loaded.metadata.get('licence', ''))
+
+
+def _native(config: ConfigDict) -> tuple[Callable[..., Batch], Callable[..., Any]]:
+  return functools.partial(_batch_of, config), _logits_of
+
+
+# What a batch may hold beside what the spec says; see `_forward` of each task.
+_OPTIONAL = {'valid', 'patches', 'video_points', 'audio_points'}
+
+
+def _batch_of(config: ConfigDict, inputs: dict[str, Any]) -> Batch:
+  """The inputs are a batch already. Raises UserError for an unknown name or another rank than the spec's."""
+  spec = task_of(config).spec
+  if unknown := sorted(inputs.keys() - spec.keys() - _OPTIONAL):
+    raise UserError(f'this model has no input {unknown[0]!r}; it takes {", ".join(spec)}')
+  batch = {name: np.asarray(array) for name, array in inputs.items()}
+  for name in batch.keys() & spec.keys():
+    if batch[name].ndim != 1 + len(spec[name].shape):
+      raise UserError(f'{name} is {list(batch[name].shape)}, but [batch, ...{list(spec[name].shape)}] is expected')
+  return batch
+
+
+def _logits_of(outputs: dict[str, Any]) -> Any:
+  return next(iter(outputs.values())) if len(outputs) == 1 else outputs

@@ -1,0 +1,77 @@
+"""A clip through the bottleneck and back, and what it shows (2107.14795, section 4.3 and appendix I)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from perceiver_jax.inference.image_classification import central_crop
+from perceiver_jax.inference.model import Model
+from perceiver_jax.types import UserError
+
+FRAMES_PER_SECOND = 25
+
+
+class Reconstruction(NamedTuple):
+  """A clip as the model saw it and as it came back."""
+
+  video: np.ndarray                  # [T, S, S, 3] uint8: what the model saw
+  video_again: np.ndarray            # [T, S, S, 3] uint8
+  audio: np.ndarray                  # [samples] float32, in -1..1
+  audio_again: np.ndarray            # [samples] float32
+  sample_rate: int                   # of both, samples a second
+  names: tuple[str, ...]             # the most probable labels first
+  probabilities: np.ndarray          # [k] float32
+  captured: dict[str, Any] | None    # attention maps and latents, where asked for
+
+
+def predict(
+  model: Model, video: Any, audio: Any, *, sample_rate: int | None = None, class_names: tuple[str, ...] | None = None,
+  top_k: int = 5, capture: bool = False,
+) -> Reconstruction:
+  """Reconstructs a clip and says what it shows.
+
+  Args:
+    model: of the task video_autoencoding.
+    video: [T, H, W, 3] uint8, at 25 frames a second; as many frames as the model reads, of any size (the central square
+      is taken).
+    audio: [samples] float in -1..1, mono, at 1,920 samples a frame.
+    sample_rate: of the audio, if known; then it is checked.
+    class_names: of all labels; by number where None.
+    top_k: how many labels to return.
+    capture: also return attention maps and latents.
+
+  Raises:
+    UserError: another number of frames or samples, another rate, ranks or dtypes.
+  """
+  data = model.config.data
+  frames, sound, rate = np.asarray(video), np.asarray(audio), FRAMES_PER_SECOND * data.samples_per_frame
+  if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+    raise UserError(f'a video is uint8 [frames, height, width, 3], not {frames.dtype} {list(frames.shape)}')
+  if len(frames) != data.num_frames:
+    raise UserError(f'the video has {len(frames)} frames, but the model reads {data.num_frames}')
+  if sample_rate is not None and sample_rate != rate:
+    raise UserError(f'the audio has {sample_rate} samples a second, but the model hears {rate}; resample it')
+  num_samples = data.num_frames * data.samples_per_frame
+  if sound.shape != (num_samples,) or not np.issubdtype(sound.dtype, np.floating):
+    raise UserError(
+      f'the audio is {sound.dtype} {list(sound.shape)}, but the model hears [{num_samples}] float in -1..1, mono, '
+      f'{data.num_frames / FRAMES_PER_SECOND:g} seconds at {rate} samples a second')
+  cropped = np.stack([central_crop(frame, data.image_size, share=1.0) for frame in frames])
+  label = np.zeros((1, data.num_classes), np.float32)
+  outputs = model.run(
+    {'video': cropped[None], 'audio': sound[None].astype(np.float32), 'label': label}, capture=capture)
+  probabilities = np.asarray(jax.nn.softmax(outputs['label'][0]))
+  best = np.argsort(-probabilities, kind='stable')[:top_k]
+  return Reconstruction(
+    video=cropped,
+    video_again=np.rint(255 * np.clip(outputs['video'][0], 0, 1)).astype(np.uint8),
+    audio=sound.astype(np.float32),
+    audio_again=outputs['audio'][0],
+    sample_rate=rate,
+    names=tuple(class_names[i] if class_names else f'class {i}' for i in best),
+    probabilities=probabilities[best],
+    captured=outputs.get('captured'),
+  )

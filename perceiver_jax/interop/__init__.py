@@ -1,0 +1,1 @@
+"""Weights that others trained. The only home of their parameter names."""

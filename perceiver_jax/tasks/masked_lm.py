@@ -1,0 +1,52 @@
+"""Which tokens were hidden? (2107.14795, section 4.1 and appendix F; language Perceiver on bytes or word pieces.)
+
+  tokens [B, L] -> text_inputs [B, L, C] -> latents [B, N, D] -> answers [B, O, C] -> logits [B, O, V]
+
+A trained query asks at each of the O = max_length positions; the token table that embeds the inputs also reads the
+answers.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from perceiver_jax.adapters.text import text_inputs, token_logits, token_table
+from perceiver_jax.core import assembly
+from perceiver_jax.core.perceiver import learned_query
+from perceiver_jax.types import Array, Batch, Field, Task
+
+
+def make(config: ConfigDict) -> Task:
+  """The task; it cannot be trained yet."""
+  length = (config.data.max_length,)
+  spec = {'tokens': Field(length, 'int32'), 'valid': Field(length, 'uint8')}
+  return Task(spec=spec, forward=functools.partial(_forward, config))
+
+
+def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
+  """{'logits': [B, O, V]}; `batch['tokens']` [B, L] and 'valid' may be shorter than O, and 'valid' absent."""
+  data, model = config.data, config.model
+  batch_size, valid = batch['tokens'].shape[0], batch.get('valid')
+  table = token_table(data.vocab_size, model.token_channels)
+  inputs = text_inputs(batch['tokens'], table, data.max_length, valid)
+  latents, captured = assembly.read(model, inputs, is_training=is_training, capture=capture)
+  decoder = assembly.decoder(
+    model, None, num_heads=model.num_decoder_heads, qk_channels=model.decoder_qk_channels,
+    v_channels=model.token_channels)
+  query = learned_query(data.max_length, model.token_channels, batch_size)
+  answers, weights = decoder(
+    query, latents, query_mask=_query_mask(valid, data.max_length), is_training=is_training)
+  outputs: dict[str, Any] = {'logits': token_logits(answers, table)}
+  if capture:
+    outputs['captured'] = {**captured, 'decoder': weights}
+  return outputs
+
+
+def _query_mask(valid: Array | None, num_queries: int) -> jax.Array | None:
+  """[B, O]: no question is asked about padding."""
+  return None if valid is None else jnp.pad(valid, ((0, 0), (0, num_queries - valid.shape[1])))

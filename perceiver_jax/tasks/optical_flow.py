@@ -1,0 +1,48 @@
+"""Where did every pixel go? (2107.14795, section 4.2 and appendix H.)
+
+  frames [B, 2, H, W, C] -> frame_patches [B, 2, H, W, P] -> flow_inputs [B, M, F + P'] -> latents [B, N, D]
+  -> the first frame's inputs ask [B, H * W, F + P'] -> flow [B, H, W, 2]
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from perceiver_jax.adapters.flow import flow_inputs, flow_query, frame_patches
+from perceiver_jax.adapters.image import normalised
+from perceiver_jax.core import assembly
+from perceiver_jax.types import Batch, Field, Task
+
+OUTPUT_SCALE = 0.01  # of what the decoder says; the authors found it useful early on
+
+
+def make(config: ConfigDict) -> Task:
+  """The task; it cannot be trained yet."""
+  spec = {'frames': Field((2, *config.data.frame_size, config.data.num_channels), 'uint8')}
+  return Task(spec=spec, forward=functools.partial(_forward, config))
+
+
+def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
+  """{'flow': [B, H, W, 2]}: x and y of a pixel's way, by `data.flow_scale` pixels.
+
+  `batch` holds 'frames', uint8 or float in [-1, 1], or in their place 'patches' as `frame_patches` makes them; 'valid'
+  [B, M] may mask elements.
+  """
+  model = config.model
+  patches = batch.get('patches')
+  if patches is None:
+    patches = frame_patches(normalised(batch['frames'], 'symmetric'), model.patch_size)
+  batch_size, _, height, width, _ = patches.shape
+  inputs = flow_inputs(
+    patches, model.stem_channels, model.num_bands, model.max_resolution, separate_frames=model.separate_frames)
+  inputs = inputs._replace(valid=batch.get('valid'))
+  latents, captured = assembly.read(model, inputs, is_training=is_training, capture=capture)
+  query = flow_query(inputs, height * width)
+  answers, weights = assembly.decoder(model, 2)(query, latents, is_training=is_training)
+  outputs: dict[str, Any] = {'flow': OUTPUT_SCALE * answers.reshape(batch_size, height, width, 2)}
+  if capture:
+    outputs['captured'] = {**captured, 'decoder': weights}
+  return outputs

@@ -1,0 +1,37 @@
+"""Which of `num_classes` kinds of text is it? (2107.14795, section 4.1 and appendix F.4, one trained query.)
+
+  tokens [B, L] -> text_inputs [B, L, C] -> latents [B, N, D] -> logits [B, E]
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from perceiver_jax.adapters.text import text_inputs, token_table
+from perceiver_jax.core import assembly
+from perceiver_jax.core.perceiver import learned_query
+from perceiver_jax.types import Batch, Field, Task
+
+
+def make(config: ConfigDict) -> Task:
+  """The task; it cannot be trained yet."""
+  length = (config.data.max_length,)
+  spec = {'tokens': Field(length, 'int32'), 'valid': Field(length, 'uint8')}
+  return Task(spec=spec, forward=functools.partial(_forward, config))
+
+
+def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
+  """{'logits': [B, E]}; `batch['tokens']` [B, L] and 'valid' may be shorter than max_length, and 'valid' absent."""
+  data, model = config.data, config.model
+  table = token_table(data.vocab_size, model.token_channels)
+  inputs = text_inputs(batch['tokens'], table, data.max_length, batch.get('valid'))
+  latents, captured = assembly.read(model, inputs, is_training=is_training, capture=capture)
+  query = learned_query(1, model.query_channels, latents.shape[0])
+  answers, weights = assembly.decoder(model, data.num_classes)(query, latents, is_training=is_training)
+  outputs: dict[str, Any] = {'logits': answers[:, 0]}
+  if capture:
+    outputs['captured'] = {**captured, 'decoder': weights}
+  return outputs

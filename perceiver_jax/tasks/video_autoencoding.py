@@ -1,0 +1,110 @@
+"""Video, sound and label through one bottleneck and back (2107.14795, section 4.3 and appendix I).
+
+  video [B, T, H, W, 3], audio [B, S], label [B, E] -> pack [B, M, C] -> latents [B, N, D]
+  -> a query for every pixel, every audio patch and the label -> video, audio, label again
+
+Each answer depends on its query alone, so that outputs are decoded in chunks, or only where asked.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from perceiver_jax.adapters.audio import audio_inputs
+from perceiver_jax.adapters.image import space_to_depth
+from perceiver_jax.adapters.multimodal import pack
+from perceiver_jax.adapters.query import cell_coordinates, fourier_query, padded_query
+from perceiver_jax.core import assembly
+from perceiver_jax.core.chunks import in_chunks
+from perceiver_jax.core.input_array import InputArray
+from perceiver_jax.core.perceiver import learned_query
+from perceiver_jax.core.position_encoding import fourier_grid
+from perceiver_jax.types import Array, Batch, Field, Task
+
+MOST_QUERY_VALUES = 2**24  # of the queries in memory at once; 64 MiB of float32
+
+
+def make(config: ConfigDict) -> Task:
+  """The task; it cannot be trained yet."""
+  data = config.data
+  spec = {
+    'video': Field((data.num_frames, data.image_size, data.image_size, 3), 'uint8'),
+    'audio': Field((data.num_frames * data.samples_per_frame,), 'float32'),
+    'label': Field((data.num_classes,), 'float32'),
+  }
+  return Task(spec=spec, forward=functools.partial(_forward, config))
+
+
+def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
+  """{'video': [B, T, H, W, 3], in 0..1, 'audio': [B, S], in -1..1, 'label': logits [B, E]}.
+
+  `batch` holds video, uint8 or float in 0..1, audio in -1..1, and a one-hot label, which the model never sees: it is
+  masked out. If it holds 'video_points' [O] or 'audio_points', flat indices of pixels or audio patches, only these are
+  decoded: [B, O, 3] and [B, O * patch_size]. 'valid' [B, M] may mask elements of the packed inputs.
+  """
+  data, model = config.data, config.model
+  inputs = _inputs(config, batch)
+  latents, captured = assembly.read(model, inputs, is_training=is_training, capture=capture)
+  decoder = functools.partial(assembly.decoder(model, model.output_channels), is_training=is_training)
+  pixels = data.num_frames, data.image_size, data.image_size
+  patches = (data.num_frames * data.samples_per_frame // model.audio.patch_size,)
+  video = _decode(model, decoder, latents, 'video', 3, pixels, batch.get('video_points'))
+  audio = _decode(model, decoder, latents, 'audio', model.audio.patch_size, patches, batch.get('audio_points'))
+  query = learned_query(1, model.label_query_channels, latents.shape[0], name='label_query')
+  label, _ = decoder(padded_query(query, _query_channels(model), 'label_query_padding'), latents)
+  outputs: dict[str, Any] = {
+    'video': video if 'video_points' in batch else video.reshape(-1, *pixels, 3),
+    'audio': audio.reshape(audio.shape[0], -1),
+    'label': hk.Linear(data.num_classes, name='label_output')(label)[:, 0],
+  }
+  if capture:
+    outputs['captured'] = captured
+  return outputs
+
+
+def _inputs(config: ConfigDict, batch: Batch) -> InputArray:
+  """Patches of the video, patches of the audio, and the label as one element, which is replaced by its mask token."""
+  video, audio = config.model.video, config.model.audio
+  frames = batch['video'] / 255.0 if jnp.issubdtype(batch['video'].dtype, jnp.integer) else batch['video']
+  patches = space_to_depth(frames, video.patch_size)
+  batch_size, *grid, num_channels = patches.shape
+  elements = {
+    'audio': audio_inputs(batch['audio'], audio.patch_size, audio.num_bands, audio.max_resolution),
+    'label': InputArray(batch['label'][:, None]),
+    'video': InputArray(
+      patches.reshape(batch_size, -1, num_channels), fourier_grid(grid, video.num_bands, video.max_resolution)),
+  }
+  masked = {name: jnp.full(inputs.features.shape[:2], name == 'label') for name, inputs in elements.items()}
+  packed = pack(elements, config.model.min_padding, masked)
+  return packed._replace(valid=batch.get('valid'))
+
+
+def _query_channels(model: ConfigDict) -> int:
+  """Of the widest query, and some more that tell the modalities apart."""
+  widths = [model.label_query_channels]
+  widths += [len(axis.max_resolution) * (2 * axis.num_bands + 1) for axis in (model.video, model.audio)]
+  return max(widths) + model.min_query_padding
+
+
+def _decode(
+  model: ConfigDict, decoder: Callable[..., Any], latents: jax.Array, name: str, num_outputs: int,
+  shape: tuple[int, ...], points: Array | None,
+) -> jax.Array:
+  """[B, O, num_outputs]: the answers at `points` [O], flat indices into a grid of `shape`, or at all its cells."""
+  bands, batch_size = model[name], latents.shape[0]
+  cells = jnp.arange(math.prod(shape)) if points is None else points
+
+  def answer(rows: Any) -> jax.Array:
+    query = fourier_query(cell_coordinates(cells[rows], shape), bands.num_bands, bands.max_resolution, batch_size)
+    answers, _ = decoder(padded_query(query, _query_channels(model), f'{name}_query_padding'), latents)
+    return hk.Linear(num_outputs, name=f'{name}_output')(answers)
+
+  return in_chunks(answer, len(cells), MOST_QUERY_VALUES // (batch_size * _query_channels(model)))

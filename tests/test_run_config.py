@@ -1,0 +1,48 @@
+"""The config of a run in its folder: whose folder it is, and what must never be overwritten."""
+
+from __future__ import annotations
+
+import pytest
+
+from perceiver_jax import config_file, run_config
+from perceiver_jax.types import UserError
+
+
+@pytest.fixture
+def config():
+  return config_file.load('configs/digits.py:debug')
+
+
+@pytest.mark.parametrize('text', ['{"model_type": "bert"}', '{}', '[1, 2]', 'not JSON'])
+def test_a_config_json_that_is_not_ours_is_never_overwritten(tmp_path, config, text):
+  path = tmp_path / 'config.json'
+  path.write_text(text)
+  for refuse in (run_config.check_workdir, run_config.claim):
+    with pytest.raises(UserError, match=f'{path} is (not one of ours|damaged)'):
+      refuse(config, tmp_path, is_new=True)
+  assert path.read_text() == text and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_that_saved_nothing_leaves_its_workdir_to_another_config(tmp_path, config):
+  run_config.claim(config, tmp_path, is_new=True)
+  config.seed += 1
+  run_config.check_workdir(config, tmp_path, is_new=True)
+  assert run_config.load(tmp_path).seed == config.seed - 1  # asking writes nothing
+  run_config.claim(config, tmp_path, is_new=True)
+  assert run_config.load(tmp_path).seed == config.seed
+
+
+def test_a_run_that_goes_on_in_a_workdir_of_another_config_is_refused_with_the_keys(tmp_path, config):
+  run_config.claim(config, tmp_path, is_new=True)
+  before = (tmp_path / 'config.json').read_bytes()
+  config.seed += 1
+  for refuse in (run_config.check_workdir, run_config.claim):
+    with pytest.raises(UserError, match='another config: seed: 0 in the workdir, 1 now'):
+      refuse(config, tmp_path, is_new=False)
+  assert (tmp_path / 'config.json').read_bytes() == before
+
+
+def test_a_run_that_goes_on_needs_the_config_that_it_began_with(tmp_path, config):
+  with pytest.raises(UserError, match=r'config\.json does not exist'):
+    run_config.claim(config, tmp_path, is_new=False)
+  assert list(tmp_path.iterdir()) == []
