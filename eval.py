@@ -1,4 +1,4 @@
-"""Evaluates a run from its folder alone: `python eval.py --workdir=runs/digits`; --help says more."""
+"""Evaluates a run from its folder alone, `python eval.py --workdir=runs/digits`, or any model; --help says more."""
 
 import sys
 

@@ -27,7 +27,6 @@ def get_config(variant: str = '') -> ConfigDict:
     'data': {
       'frame_size': (368, 496),            # pixels, height and width [PIO H]
       'num_channels': 3,                   # of a pixel: red, green, blue
-      'flow_scale': 20.0,                  # pixels in one unit of flow [code]
     },
     'model': {
       **common.latents(),

@@ -2,6 +2,7 @@
 
     train.py --config=configs/x.py[:variant,...] --workdir=DIR [--config.key=value ...]
     eval.py --workdir=DIR
+    eval.py --model=NAME_or_DIR [--path=FILE]
 
 Exit codes: 0 done; 1 a mistake that its message says how to mend; 2 the same on the command line; 70 the run diverged;
 75 it was interrupted and saved, run it again; 130 it was interrupted with nothing to save; 3 an error of ours, which
@@ -18,6 +19,7 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import ConfigDict
@@ -34,15 +36,24 @@ _CONFIG_HELP = (
 
 def train(argv: Sequence[str] | None = None) -> int:
   """Trains what `--config` describes and writes everything to `--workdir`. Returns the exit code."""
-  return _answer(_read_train, argv)
+  return answer(_read_train, argv)
 
 
 def evaluate(argv: Sequence[str] | None = None) -> int:
-  """Evaluates a checkpoint of `--workdir` under that run's own config. Returns the exit code."""
-  return _answer(_read_evaluate, argv)
+  """Evaluates a checkpoint of `--workdir`, or the model that `--model` names, on the data that its own config names.
+
+  Returns the exit code.
+  """
+  return answer(_read_evaluate, argv)
 
 
-def _answer(read: Callable[[list[str]], Callable[[], int]], argv: Sequence[str] | None) -> int:
+def answer(read: Callable[[list[str]], Callable[[], int]], argv: Sequence[str] | None) -> int:
+  """Runs a command and turns what it raises into a message on stderr. Returns the exit code.
+
+  Args:
+    read: (argv) -> the work, a function that returns the exit code; what it raises is a mistake on the command line.
+    argv: the name of the program and its arguments; None for those of this process.
+  """
   try:
     try:
       work = read(list(sys.argv if argv is None else argv))
@@ -74,35 +85,54 @@ def _read_train(argv: list[str]) -> Callable[[], int]:
     'profile', 0, 'How many steps to trace into WORKDIR/profile; 0 traces none.', flag_values=flag_values, lower_bound=0
   )
   path, argv = _take_config(flag_values.read_flags_from_files(argv))
-  if not path or _asks_for_help(argv):
+  if not path or asks_for_help(argv):
     flags.DEFINE_string('config', None, _CONFIG_HELP, flag_values)
-    if _asks_for_help(argv):
-      return functools.partial(_show, f'{train.__doc__}\n{flag_values.get_help()}')
+    if asks_for_help(argv):
+      return functools.partial(show_text, f'{train.__doc__}\n{flag_values.get_help()}')
     _check_other_flags(argv, flag_values)
     raise UserError('--config is missing: which experiment? For example --config=configs/digits.py')
   config = config_file.load(path)
-  _check_all_read(config_file.override(config, argv, flag_values))
+  check_all_read(config_file.override(config, argv, flag_values))
   if flag_values.print_config:
-    return functools.partial(_show, run_config.to_json(config))
-  _check_workdir(flag_values.workdir)
+    return functools.partial(show_text, run_config.to_json(config))
+  if not flag_values.workdir:
+    raise UserError('--workdir is missing: the folder that holds the run, for example --workdir=runs/digits')
   return functools.partial(_train, config, flag_values.workdir, flag_values.profile)
 
 
 def _read_evaluate(argv: list[str]) -> Callable[[], int]:
   flag_values = flags.FlagValues()
-  flags.DEFINE_string('workdir', None, 'The folder of the run.', flag_values)
+  flags.DEFINE_string('workdir', None, 'The folder of a run.', flag_values)
+  flags.DEFINE_enum('checkpoint', 'best', ['best', 'latest'], 'Which checkpoint of --workdir.', flag_values)
+  flags.DEFINE_string(
+    'model', None, 'In place of --workdir: a released model (imagenet_fourier, imagenet_learned, imagenet_conv), or a '
+    'directory: of Hugging Face, of a run, or of converted weights.', flag_values)
+  flags.DEFINE_string('path', None, "Of a released model, the authors' file, if you have it.", flag_values)
   flags.DEFINE_enum('split', 'test', ['train', 'validation', 'test'], 'What to evaluate on.', flag_values)
-  flags.DEFINE_enum('checkpoint', 'best', ['best', 'latest'], 'Which checkpoint.', flag_values)
-  if _asks_for_help(argv):
-    return functools.partial(_show, f'{evaluate.__doc__}\n{flag_values.get_help()}')
+  flags.DEFINE_string('data_path', None, 'Where the data lies, in place of config.data.path.', flag_values)
+  flags.DEFINE_integer(
+    'batch_size', None, 'Examples at a time, over all devices, in place of config.eval.batch_size. The result does not '
+    'depend on it, memory does.', flag_values=flag_values, lower_bound=1)
+  if asks_for_help(argv):
+    return functools.partial(show_text, f'{evaluate.__doc__}\n{flag_values.get_help()}')
   if any(argument.startswith(('--config', '-config', '--noconfig')) for argument in argv):
     raise UserError('eval takes no --config: it reads the config.json that the run keeps in --workdir')
-  _check_all_read(flag_values(argv))
-  _check_workdir(flag_values.workdir)
-  return functools.partial(_evaluate, flag_values.workdir, flag_values.split, flag_values.checkpoint)
+  check_all_read(flag_values(argv))
+  if flag_values.workdir and flag_values.model:
+    raise UserError('--workdir and --model exclude each other: which of the two is to be evaluated?')
+  for flag, other in (('path', 'model'), ('checkpoint', 'workdir')):
+    if flag_values[flag].present and not flag_values[other].value:
+      raise UserError(f'--{flag} goes with --{other} alone')
+  settings = {'data.path': flag_values.data_path, 'eval.batch_size': flag_values.batch_size}
+  if flag_values.model:
+    return functools.partial(_evaluate_model, flag_values.model, flag_values.path, flag_values.split, settings)
+  if not flag_values.workdir:
+    raise UserError('--workdir or --model is missing: what is to be evaluated? For example --workdir=runs/digits')
+  return functools.partial(_evaluate_workdir, flag_values.workdir, flag_values.checkpoint, flag_values.split, settings)
 
 
-def _asks_for_help(argv: Sequence[str]) -> bool:
+def asks_for_help(argv: Sequence[str]) -> bool:
+  """Whether the command line wants the list of flags and nothing else."""
   return not {'--help', '-help', '-h'}.isdisjoint(argv)
 
 
@@ -122,24 +152,21 @@ def _take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 def _check_other_flags(argv: Sequence[str], flag_values: flags.FlagValues) -> None:
   """Where --config is missing: what is there instead may be --config misspelt."""
   try:
-    _check_all_read(flag_values(argv))
+    check_all_read(flag_values(argv))
   except flags.UnrecognizedFlagError as error:
     if not error.flagname.startswith(('config.', 'noconfig.')):
       raise
 
 
-def _check_all_read(arguments: Sequence[str]) -> None:
+def check_all_read(arguments: Sequence[str]) -> None:
+  """Raises UserError where something follows the name of the program: what parsing leaves is no flag."""
   if len(arguments) > 1:
     hint = f': did you mean --config={arguments[1]}?' if '.py' in arguments[1] else ''
     raise UserError(f'unexpected argument {arguments[1]!r}{hint}')
 
 
-def _check_workdir(workdir: str | None) -> None:
-  if not workdir:
-    raise UserError('--workdir is missing: the folder that holds the run, for example --workdir=runs/digits')
-
-
-def _show(text: str) -> int:
+def show_text(text: str) -> int:
+  """Prints it; returns the exit code 0."""
   try:
     print(text.rstrip(), flush=True)
   except BrokenPipeError:  # `| head` has seen enough; Python would complain again on exit
@@ -165,12 +192,39 @@ def _train(config: ConfigDict, workdir: str, profile_steps: int) -> int:
   return loop.train(config, workdir, task, profile_steps=profile_steps)
 
 
-def _evaluate(workdir: str, split: str, checkpoint: str) -> int:
-  config = run_config.load(workdir)
+def _evaluate_workdir(workdir: str, checkpoint: str, split: str, settings: dict[str, Any]) -> int:
+  config = _with_settings(run_config.load(workdir), settings)
   task = _make_task(config)
   from perceiver_jax.training.evaluate import evaluate_workdir
 
-  values = evaluate_workdir(config, workdir, task, split=split, checkpoint=checkpoint)
+  return _show_figures(evaluate_workdir(config, workdir, task, split=split, checkpoint=checkpoint))
+
+
+def _evaluate_model(model: str, path: str | None, split: str, settings: dict[str, Any]) -> int:
+  from perceiver_jax.inference.source import open_source
+
+  source = open_source(model, path)
+  if source.credit:
+    print(f'{model}: weights by {source.credit}', file=sys.stderr)
+  config = _with_settings(source.config, settings)
+  task = _make_task(config)
+  from perceiver_jax.training.evaluate import evaluate_weights
+
+  return _show_figures(evaluate_weights(config, source.params, source.state, task, split=split))
+
+
+def _with_settings(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:
+  """The config with what the command line gives in place of its own values, by dotted key; None gives nothing."""
+  for key, value in settings.items():
+    if value is not None:
+      section, _, name = key.rpartition('.')
+      if name not in config[section]:
+        raise UserError(f'the config of this model has no {key}: there is nothing to put {value!r} in place of')
+      config[section][name] = value
+  return config
+
+
+def _show_figures(values: dict[str, float]) -> int:
   for name, value in values.items():
     print(f'{name}: {value:.6g}')
   return 0

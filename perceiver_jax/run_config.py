@@ -23,7 +23,7 @@ _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
   ('num_blocks|warmup_steps|weight_decay|max_norm|peak_lr', 'at least 0', lambda x: x >= 0),
   ('ema_decay|label_smoothing', 'from 0 to 1', lambda x: 0 <= x <= 1),
   ('.*_prob', 'at least 0 and less than 1', lambda x: 0 <= x < 1),
-  ('num_.*|.*_steps|.*_size|.*channels|widening|keep_last|micro_batches|max_skipped', 'at least 1', lambda x: x >= 1),
+  ('num_.*|.*_steps|.*_size|.*channels|.*widening|keep_last|micro_batches|max_skipped', 'at least 1', lambda x: x >= 1),
 )
 
 

@@ -62,4 +62,4 @@ class UserError(Exception):
 
 
 class NumericsError(Exception):
-  """The run diverged: too many non-finite updates in a row."""
+  """The run diverged: too many non-finite updates in a row, or a final result that is not finite."""

@@ -61,7 +61,7 @@ def save(
   """
   directory = Path(directory).resolve()
   text = run_config.to_json(config)
-  arrays = {name: _array(name, leaf) for name, leaf in _entries(params, state).items()}
+  arrays = {name: _array(name, leaf) for name, leaf in entries(params, state).items()}
   header = {'format': _FORMAT, 'version': _VERSION, 'source': source, 'licence': licence}
   unfinished, old = (directory.with_name(f'.{directory.name}.{os.getpid()}.{word}') for word in ('tmp', 'old'))
   try:
@@ -131,7 +131,7 @@ def check_fits(params: Tree, state: Tree, template: tuple[Tree, Tree], where: st
     where: what they are, for the message: 'the weights in runs/digits'.
   """
   found, expected = (
-    {name: list(np.shape(leaf)) for name, leaf in _entries(*trees).items()} for trees in ((params, state), template))
+    {name: list(np.shape(leaf)) for name, leaf in entries(*trees).items()} for trees in ((params, state), template))
   differences = [
     f'{name} is missing' if name not in found else
     f'{name} is unexpected' if name not in expected else
@@ -143,15 +143,19 @@ def check_fits(params: Tree, state: Tree, template: tuple[Tree, Tree], where: st
     raise UserError(f'{where} does not fit this model: {shown}')
 
 
-def _entries(params: Tree, state: Tree) -> dict[str, Any]:
-  """{'params/module path/leaf': leaf}. Raises UserError where that name could not be read back."""
-  entries: dict[str, Any] = {}
+def entries(params: Tree, state: Tree) -> dict[str, Any]:
+  """{'params/module path/leaf': leaf, 'state/...': leaf} of Haiku's trees, the names that they have in a file.
+
+  Raises:
+    UserError: a name that could not be read back.
+  """
+  named: dict[str, Any] = {}
   for kind, tree in (('params', params), ('state', state)):
     for module, leaves in tree.items():
       if not module or not isinstance(leaves, Mapping) or any(not leaf or '/' in leaf for leaf in leaves):
         raise UserError(f'{kind}/{module} must be a module path with named leaves, and their names without a slash')
-      entries |= {f'{kind}/{module}/{leaf}': value for leaf, value in leaves.items()}
-  return entries
+      named |= {f'{kind}/{module}/{leaf}': value for leaf, value in leaves.items()}
+  return named
 
 
 def _array(name: str, leaf: Any) -> np.ndarray:

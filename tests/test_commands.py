@@ -8,9 +8,12 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
-from perceiver_jax import commands, config_file, run_config
+from perceiver_jax import commands, config_file, run_config, weights
+from perceiver_jax.inference.model import template
 from perceiver_jax.types import NumericsError, UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -113,7 +116,7 @@ def test_a_config_that_comes_unlocked_is_locked(tmp_path):
 def test_a_missing_workdir_is_asked_for(answer):
   assert answer(commands.train, DIGITS)[0] == 2
   exit_code, said = answer(commands.evaluate)
-  assert exit_code == 2 and '--workdir is missing' in said[0]
+  assert exit_code == 2 and '--workdir or --model is missing' in said[0]
 
 
 def test_an_unknown_task_is_answered_with_the_tasks_there_are(answer, tmp_path):
@@ -126,6 +129,9 @@ def test_an_unknown_task_is_answered_with_the_tasks_there_are(answer, tmp_path):
 @pytest.mark.parametrize('arguments, exit_code, fragment', [
   (['--split=tset'], 2, 'train|validation|test'),
   (['--checkpoint=7'], 2, 'best|latest'),
+  (['--model=imagenet_conv'], 2, '--workdir and --model exclude each other'),
+  (['--path=conv.pystate'], 2, '--path goes with --model alone'),
+  (['--batch_size=0'], 2, '--batch_size=0'),
   ([DIGITS], 2, 'takes no --config'),
   (['--config.seed=1'], 2, 'takes no --config'),
   (['runs/digits'], 2, "unexpected argument 'runs/digits'"),
@@ -137,6 +143,31 @@ def test_eval_names_what_is_wrong(answer, tmp_path, arguments, exit_code, fragme
   assert (actual, fragment in said[0]) == (exit_code, True), said
 
 
+@pytest.fixture
+def text_model(tmp_path):
+  """Weights of a task that has no data yet."""
+  config = config_file.load('configs/masked_lm.py:debug')
+  params, state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template(config))
+  weights.save(tmp_path / 'text', config, params, state)
+  return tmp_path / 'text'
+
+
+@pytest.mark.parametrize('arguments, exit_code, fragment', [
+  (['--checkpoint=latest'], 2, '--checkpoint goes with --workdir alone'),
+  (['--path=conv.pystate'], 1, 'is no released model, so `path` means nothing'),
+  (['--data_path=flowers'], 1, "the config of this model has no data.path: there is nothing to put 'flowers' in"),
+  ([], 1, "task 'masked_lm' has no training data yet: its model can be used (python -m perceiver_jax.predict)"),
+])
+def test_eval_of_a_model_names_what_is_wrong(answer, text_model, arguments, exit_code, fragment):
+  actual, said = answer(commands.evaluate, f'--model={text_model}', *arguments)
+  assert (actual, fragment in said[0]) == (exit_code, True), said
+
+
+def test_eval_of_a_model_that_there_is_not_names_those_that_there_are(answer):
+  exit_code, said = answer(commands.evaluate, '--model=imagenet')
+  assert exit_code == 1 and "'imagenet' is neither a released model (imagenet_fourier, " in said[0]
+
+
 @pytest.mark.parametrize('error, exit_code', [
   (UserError('what, where, what to do'), 1), (NumericsError('it diverged'), 70), (KeyboardInterrupt(), 130),
 ])
@@ -144,12 +175,12 @@ def test_each_ending_has_its_exit_code(capsys, error, exit_code):
   def work():
     raise error
 
-  assert commands._answer(lambda argv: work, ['train']) == exit_code
+  assert commands.answer(lambda argv: work, ['train']) == exit_code
   assert capsys.readouterr().err.strip() == (f'error: {error}' if str(error) else '')
 
 
 def test_the_exit_code_of_the_run_is_that_of_the_command():
-  assert commands._answer(lambda argv: lambda: 75, ['train']) == 75
+  assert commands.answer(lambda argv: lambda: 75, ['train']) == 75
 
 
 def test_an_error_of_ours_keeps_its_traceback_and_has_an_exit_code_of_its_own(tmp_path, capsys):

@@ -37,7 +37,8 @@ ROOMS = {
   'configs': {'configs'},
   'perceiver_jax': {'inference'},
 }
-ROOMS |= {'commands': set(ROOMS) - {'configs'}}
+ROOMS |= {'present': set(ROOMS) - {'configs'} | {'present'}}
+ROOMS |= {name: set(ROOMS) - {'configs'} | {'commands'} for name in ('commands', 'predict', 'convert')}
 ROOMS |= {'train': set(ROOMS), 'eval': set(ROOMS)}
 INSIDE_FUNCTIONS = {'tasks': {'data', 'visualize'}, 'inference': {'training'}}  # what inference does without
 

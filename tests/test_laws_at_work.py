@@ -91,7 +91,7 @@ def _small_task() -> Task:
   def accuracy(outputs: Any, batch: Batch) -> Any:
     return {'accuracy': metrics.top_k_accuracy(outputs['logits'], batch['label'], batch['mask'], k=1)}
 
-  return Task(spec, batches, forward, loss, accuracy)
+  return Task(spec, forward, batches, loss, accuracy)
 
 
 def _python(script: str, num_devices: int = 1) -> Any:

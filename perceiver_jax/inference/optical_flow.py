@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from perceiver_jax.inference.model import Model, check_image
+from perceiver_jax.tasks.optical_flow import FLOW_SCALE
 from perceiver_jax.types import UserError
 
 OVERLAP = 20  # pixels that neighbouring tiles share at least, as in the authors' example
@@ -46,7 +47,7 @@ def predict(model: Model, first: Any, second: Any, *, capture: bool = False) -> 
     total[window] += share[..., None] * outputs['flow'][0]
     weight[window] += share
     captured += [outputs['captured']] if capture else []
-  flow = model.config.data.flow_scale * total / weight[..., None]
+  flow = FLOW_SCALE * total / weight[..., None]
   return Flow(flow[:size[0], :size[1]], captured)
 
 

@@ -14,20 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from perceiver_jax.interop.huggingface_config import (
-  ARCHITECTURES,
-  architecture_of,
-  class_names,
-  read_config,
-  write_config,
-)
-from perceiver_jax.interop.huggingface_inputs import inputs_of, logits_of
+from perceiver_jax.interop.huggingface_config import write_config
 from perceiver_jax.types import Tree, UserError
-
-__all__ = [
-  'ARCHITECTURES', 'architecture_of', 'class_names', 'convert', 'inputs_of', 'logits_of', 'read_config',
-  'to_state_dict', 'write_config',
-]
 
 # An average over so many batches that 1 - decay ** count is 1: their average corrects no bias, so ours must not either.
 _MANY_BATCHES = 1000
@@ -130,7 +118,7 @@ def convert(state_dict: Mapping[str, np.ndarray], config: ConfigDict, template: 
           tree[module][leaf] = np.array(turned, np.float32, order='C')
   problems += [f'{name} is unknown' for name in sorted(state_dict.keys() - used) if not name.endswith(_COUNTER)]
   if problems:
-    raise UserError(f'these parameters of Hugging Face do not fit their config: {"; ".join(problems)}')
+    raise UserError(f'these parameters of Hugging Face do not fit their config: {"; ".join(dict.fromkeys(problems))}')
   return trees
 
 

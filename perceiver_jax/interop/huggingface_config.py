@@ -78,27 +78,29 @@ _VIDEO = {
 # They mask by adding the least number to a logit, so that a row without a key reads the mean; query masks they ignore.
 _ALL = {'model.masked_rows': 'mean', 'model.query_residual': False}
 _WITH_RESIDUAL = {**_ALL, 'model.query_residual': True}
+_IMAGES = {**_WITH_RESIDUAL, 'data.class_names': None}  # what the classes are only `class_names` knows
 _CLASSES = {
   'PerceiverForMaskedLM': _Class('masked_lm', _TEXT, {
     **_ALL, 'model.num_decoder_heads': 8, 'model.decoder_qk_channels': 256}),
   'PerceiverForSequenceClassification': _Class('masked_lm', {**_TEXT, **_ONE_QUERY}, {
     **_WITH_RESIDUAL, 'task': 'text_classification'}, ('model.num_decoder_heads', 'model.decoder_qk_channels')),
   'PerceiverForImageClassificationFourier': _Class(
-    'imagenet_fourier', {**_ONE_QUERY, 'data.image_size': 'trained_size'}, _WITH_RESIDUAL),
+    'imagenet_fourier', {**_ONE_QUERY, 'data.image_size': 'trained_size'}, _IMAGES),
   # The authors' model of this kind has no residual.
   'PerceiverForImageClassificationLearned': _Class(
-    'imagenet_learned', {**_ONE_QUERY, 'data.image_size': 'image_size'}, _WITH_RESIDUAL),
+    'imagenet_learned', {**_ONE_QUERY, 'data.image_size': 'image_size'}, _IMAGES),
   'PerceiverForImageClassificationConvProcessing': _Class(
     'imagenet_conv', {**_ONE_QUERY, 'data.image_size': 'trained_size'},
-    {**_WITH_RESIDUAL, 'model.stem.padding': 'symmetric'}),
+    {**_IMAGES, 'model.stem.padding': 'symmetric'}),
   'PerceiverForOpticalFlow': _Class(
     'optical_flow', {'data.frame_size': 'train_size', 'model.max_resolution': 'train_size'}, _ALL),
-  'PerceiverForMultimodalAutoencoding': _Class('video_autoencoding', _VIDEO, _ALL),
+  'PerceiverForMultimodalAutoencoding': _Class('video_autoencoding', _VIDEO, {**_ALL, 'data.class_names': None}),
 }
 ARCHITECTURES = tuple(_CLASSES)
 
-# What says nothing of a forward pass, or nothing where there is one cross-attend; and how uint8, which their models
-# never see, is normalised.
+# How the keys begin that a forward pass depends on, and how those of them end that do not matter: dropout, what says
+# nothing where there is one cross-attend, and how uint8 is normalised, which their models never see.
+_COMPUTING = ('task', 'model.', 'data.num_channels', 'data.permutation')
 _IDLE = {'dropout_prob', 'attention_dropout_prob', 'cross_attends', 'share_cross_attends', 'normalisation'}
 
 
@@ -164,7 +166,7 @@ def write_config(config: ConfigDict) -> dict[str, Any]:
     same = run_config.flatten(read_config(values))
     differences = [
       f'{key} is {flat.get(key)!r} here, {same.get(key)!r} there' for key in sorted(flat.keys() | same.keys())
-      if key.startswith(('model.', 'task')) and key.rpartition('.')[2] not in _IDLE and flat.get(key) != same.get(key)]
+      if key.startswith(_COMPUTING) and key.rpartition('.')[2] not in _IDLE and flat.get(key) != same.get(key)]
     if not differences:
       return values
     nearest = min(nearest or (len(differences) + 1, '', ''), (len(differences), name, '; '.join(differences)))

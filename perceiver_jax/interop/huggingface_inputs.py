@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -42,13 +42,13 @@ def inputs_of(config: ConfigDict, architecture: str, inputs: Mapping[str, Any]) 
   if len(named) != 1:
     raise UserError(
       f'{architecture} takes one of {" and ".join(layout.names)}; there is {" and ".join(named) or "none"}')
-  batch, num_elements = layout.batch(config, given[named[0]], given)
+  batch, order = layout.batch(config, given[named[0]], given)
   if 'attention_mask' in given:
     valid = np.asarray(given['attention_mask'])
-    expected = [len(next(iter(batch.values()))), num_elements]
+    expected = [len(next(iter(batch.values()))), len(order)]
     if list(valid.shape) != expected:
       raise UserError(f'attention_mask is {list(valid.shape)}, but there are {expected} elements')
-    batch['valid'] = (valid != 0).astype(np.uint8)
+    batch['valid'] = (valid[:, order] != 0).astype(np.uint8)
   return batch
 
 
@@ -61,9 +61,12 @@ def logits_of(config: ConfigDict, architecture: str, outputs: Mapping[str, Array
   return _layout(architecture).logits(outputs)
 
 
+_Batch: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray]  # our batch; and for each of our elements, which of theirs
+
+
 class _Layout(NamedTuple):
   names: tuple[str, ...]                   # of the one argument that must be there
-  batch: Callable[[ConfigDict, Any, Mapping[str, Any]], tuple[dict[str, np.ndarray], int]]  # and how many elements
+  batch: Callable[[ConfigDict, Any, Mapping[str, Any]], _Batch]
   logits: Callable[[Mapping[str, Array]], Any]
   extras: tuple[str, ...] = ()
 
@@ -74,7 +77,7 @@ def _layout(architecture: str) -> _Layout:
   return _LAYOUTS[architecture]
 
 
-def _text_batch(config: ConfigDict, value: Any, given: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
+def _text_batch(config: ConfigDict, value: Any, given: Mapping[str, Any]) -> _Batch:
   tokens = np.asarray(value)
   max_length, vocab_size = config.data.max_length, config.data.vocab_size
   if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or not 0 < tokens.shape[1] <= max_length:
@@ -82,10 +85,10 @@ def _text_batch(config: ConfigDict, value: Any, given: Mapping[str, Any]) -> tup
       f'tokens are integers [batch, 1 to {max_length} tokens], not {tokens.dtype} {list(tokens.shape)}')
   if tokens.size and not (tokens.min() >= 0 and tokens.max() < vocab_size):
     raise UserError(f'tokens are from {tokens.min()} to {tokens.max()}; this model knows 0 to {vocab_size - 1}')
-  return {'tokens': tokens.astype(np.int32)}, tokens.shape[1]
+  return {'tokens': tokens.astype(np.int32)}, np.arange(tokens.shape[1])
 
 
-def _image_batch(config: ConfigDict, value: Any, given: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
+def _image_batch(config: ConfigDict, value: Any, given: Mapping[str, Any]) -> _Batch:
   image = _floats('an image', value, ('batch', config.data.num_channels, 'height', 'width'))
   height, width = image.shape[2:]
   stem, position, size = config.model.stem, config.model.position, config.data.image_size
@@ -95,15 +98,15 @@ def _image_batch(config: ConfigDict, value: Any, given: Mapping[str, Any]) -> tu
     height, width = (((n + 1) // 2 - 1) // 2 for n in (height, width))
     if min(height, width) < 1:
       raise UserError(f'an image is at least 5 x 5 pixels, not {list(image.shape[2:])}')
-  return {'image': image.transpose(0, 2, 3, 1)}, height * width
+  return {'image': image.transpose(0, 2, 3, 1)}, np.arange(height * width)
 
 
-def _flow_batch(config: ConfigDict, value: Any, given: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
+def _flow_batch(config: ConfigDict, value: Any, given: Mapping[str, Any]) -> _Batch:
   patches = _floats('a pair of frames', value, ('batch', _FRAMES, _PATCH_VALUES, 'height', 'width'))
-  return {'patches': patches.transpose(0, 1, 3, 4, 2)}, math.prod(patches.shape[3:])
+  return {'patches': patches.transpose(0, 1, 3, 4, 2)}, np.arange(math.prod(patches.shape[3:]))
 
 
-def _video_batch(config: ConfigDict, value: Any, given: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
+def _video_batch(config: ConfigDict, value: Any, given: Mapping[str, Any]) -> _Batch:
   data, patch, samples = config.data, config.model.video.patch_size, config.model.audio.patch_size
   if not isinstance(value, Mapping) or value.keys() != {'image', 'audio', 'label'}:
     raise UserError("inputs is {'image': ..., 'audio': ..., 'label': ...}")
@@ -118,7 +121,10 @@ def _video_batch(config: ConfigDict, value: Any, given: Mapping[str, Any]) -> tu
   num_outputs = {
     'image': data.num_frames * data.image_size**2, 'audio': data.num_frames * data.samples_per_frame // samples}
   batch |= _points(given.get('subsampled_output_points'), num_outputs)
-  return batch, audio.shape[1] // samples + 1 + num_frames * (height // patch) * (width // patch)
+  num_audio, num_image = audio.shape[1] // samples, num_frames * (height // patch) * (width // patch)
+  # Both put modalities in the order of their names, and theirs calls the video an image.
+  of_audio, of_image, of_label = np.split(np.arange(num_audio + num_image + 1), [num_audio, num_audio + num_image])
+  return batch, np.concatenate([of_audio, of_label, of_image])
 
 
 def _points(points: Any, num_outputs: Mapping[str, int]) -> dict[str, np.ndarray]:

@@ -16,7 +16,8 @@ from perceiver_jax.adapters.image import normalised
 from perceiver_jax.core import assembly
 from perceiver_jax.types import Batch, Field, Task
 
-OUTPUT_SCALE = 0.01  # of what the decoder says; the authors found it useful early on
+FLOW_SCALE = 20.0    # pixels in one unit of flow: the authors trained on flow divided by it
+OUTPUT_SCALE = 0.01  # of what the decoder says; they found it useful early on
 
 
 def make(config: ConfigDict) -> Task:
@@ -26,7 +27,7 @@ def make(config: ConfigDict) -> Task:
 
 
 def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
-  """{'flow': [B, H, W, 2]}: x and y of a pixel's way, by `data.flow_scale` pixels.
+  """{'flow': [B, H, W, 2]}: x and y of a pixel's way, by `FLOW_SCALE` pixels.
 
   `batch` holds 'frames', uint8 or float in [-1, 1], or in their place 'patches' as `frame_patches` makes them; 'valid'
   [B, M] may mask elements.

@@ -205,34 +205,6 @@ def load_weights(
   return int(checkpoint.name), arrays[params], arrays['state']
 
 
-def init_params(path: str | Path, params: Tree) -> Tree:
-  """`params`, with every entry whose name and shape a checkpoint shares taken from there: where fine-tuning starts.
-
-  Reads what `load_weights(path)` does. What was taken and what was not is logged, by name. Dtypes stay as in `params`.
-
-  Raises:
-    DamagedCheckpoint: a file is missing or has changed.
-    UserError: no checkpoint there, or one that shares nothing with `params`.
-  """
-  step, saved, _ = load_weights(path)
-  wanted, found = _entries(params), _entries(saved)
-  shared = wanted.keys() & found.keys()
-  taken = {name for name in shared if wanted[name].shape == found[name].shape}
-  if not taken:
-    raise UserError(
-      f'config.init_from: no parameter of {path} (step {step}) has the name and shape of one of this model')
-  for what, names in {
-    f'Taken from step {step} of {path}': taken,
-    'Not taken, of another shape': {f'{n} {found[n].shape} -> {wanted[n].shape}' for n in shared - taken},
-    'Not taken, not in the checkpoint': wanted.keys() - shared,
-    'Not used, not in this model': found.keys() - shared,
-  }.items():
-    if names:
-      logging.info('%s (%d): %s', what, len(names), ', '.join(sorted(names)))
-  leaves = [found[name].astype(leaf.dtype) if name in taken else leaf for name, leaf in wanted.items()]
-  return jax.tree.unflatten(jax.tree.structure(params), leaves)
-
-
 @contextlib.contextmanager
 def _disk_errors(what: str) -> Iterator[None]:
   try:

@@ -67,9 +67,25 @@ def evaluate_workdir(config: ConfigDict, workdir: str, task: Task, *, split: str
   Raises:
     UserError: the task has no data, there is no checkpoint, it is damaged, or it is not one of this config.
   """
+  step, params, state = load_weights(workdir, checkpoint, jax.eval_shape(build(config, task).init))
+  return {'step': step, **evaluate_weights(config, params, state, task, split=split)}
+
+
+def evaluate_weights(config: ConfigDict, params: Tree, state: Tree, task: Task, *, split: str) -> dict[str, float]:
+  """The figures of a model, wherever its weights come from: {'split/name': value}.
+
+  Args:
+    config: the model's; `eval.batch_size` examples at a time.
+    params: not replicated, as the state.
+    state: of Haiku; {} for none.
+    task: the model's.
+    split: 'train', 'validation' or 'test'.
+
+  Raises:
+    UserError: the task has no data, or it cannot be read.
+  """
   experiment = build(config, task)
-  step, *weights = load_weights(workdir, checkpoint, jax.eval_shape(experiment.init))
-  params, state = parallel.replicate(weights)
+  params, state = parallel.replicate((params, state))
   values = evaluate(task, experiment, params, state, split, batch_size=config.eval.batch_size)
   assert values is not None  # nothing interrupts it
-  return {'step': step, **values}
+  return values

@@ -32,7 +32,7 @@ def build(config: ConfigDict, task: Task) -> Experiment:
   if None in (task.batches, task.loss, task.metrics):
     raise UserError(
       f'task {config.task!r} has no training data yet: its model can be used (python -m perceiver_jax.predict) '
-      'but not trained')
+      'but neither trained nor evaluated')
   model = hk.transform_with_state(task.forward)
   apply = precision.wrap(model.apply, config.precision)
   optimizer = make_optimizer(config.optimizer, config.num_steps)

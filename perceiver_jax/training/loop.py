@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 
 from perceiver_jax import metrics, run_config
 from perceiver_jax.training import parallel
-from perceiver_jax.training.checkpoint import Checkpoints, init_params, saved_steps
+from perceiver_jax.training.checkpoint import Checkpoints, saved_steps
 from perceiver_jax.training.evaluate import evaluate, predictor
 from perceiver_jax.training.experiment import Experiment, build
+from perceiver_jax.training.init_from import init_from
 from perceiver_jax.training.interruption import INTERRUPTED, Interruption
 from perceiver_jax.training.profile import profiler
 from perceiver_jax.training.progress import Log, Progress, Window, read_history, summary
@@ -113,8 +114,8 @@ def _first_state(
     return restored
   state = experiment.init()
   if config.init_from:
-    params = init_params(config.init_from, state.params)
-    state = state._replace(params=params, ema=None if state.ema is None else params)
+    params, model_state = init_from(config, state.params, state.state)
+    state = state._replace(params=params, state=model_state, ema=None if state.ema is None else params)
   return state, {'window': {}, 'evaluated': False}
 
 

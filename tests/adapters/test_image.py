@@ -93,6 +93,8 @@ def test_another_kind_of_position_is_the_users_mistake():
 def test_a_stem_of_another_kind_or_an_image_of_another_rank_is_the_users_mistake():
   with pytest.raises(UserError, match=r"model.stem.kind is .* not 'convnet'"):
     _inputs(IMAGE, stem=_stem('convnet'))
+  with pytest.raises(UserError, match=r"stem\.padding is 'same' or 'symmetric', not 'valid'"):
+    hk.transform_with_state(lambda image: ConvStem(4, 'valid')(image, is_training=True)).init(None, IMAGE)
   with pytest.raises(UserError, match=r"stem.normalisation is .* not 'whitened'"):
     _inputs(IMAGE, stem=_stem(normalisation='whitened'))
   with pytest.raises(UserError, match=r'an image is \[batch, height, width, channels\], not \[3, 4, 2\]'):
@@ -141,13 +143,16 @@ def test_a_stem_decides_how_many_elements_there_are_and_how_wide(kind, elements,
   assert dense(inputs).shape == (2, elements, channels + 22)
 
 
-def test_the_conv_stem_is_convolution_norm_relu_and_max_pool():
+# What is added before and after: same, stride 2, is one more at the end, of the convolution and of the max-pool.
+@pytest.mark.parametrize(('padding', 'around', 'below', 'shape'), [
+  ('same', (2, 3), 1, (2, 3)), ('symmetric', (3, 3), 0, (1, 2))])
+def test_the_conv_stem_is_convolution_norm_relu_and_max_pool(padding, around, below, shape):
   image = np.random.default_rng(0).normal(size=(3, 8, 12, 2)).astype(np.float32)
-  function = hk.transform_with_state(lambda image: ConvStem(4)(image, is_training=True))
+  function = hk.transform_with_state(lambda image: ConvStem(4, padding)(image, is_training=True))
   params, state = function.init(jax.random.key(0), image)
   assert {name: leaves.keys() for name, leaves in params.items()} == {
     'stem/conv': {'w'}, 'stem/norm': {'scale', 'offset'}}
-  padded = np.pad(image, ((0, 0), (2, 3), (2, 3), (0, 0)))  # SAME, stride 2: one more at the end
+  padded = np.pad(image, ((0, 0), around, around, (0, 0)))
   weights = np.asarray(params['stem/conv']['w'])
   convolved = np.array([
     [np.einsum('bhwc,hwcd->bd', padded[:, 2 * row:2 * row + 7, 2 * column:2 * column + 7], weights)
@@ -155,10 +160,10 @@ def test_the_conv_stem_is_convolution_norm_relu_and_max_pool():
     for row in range(4)]).transpose(2, 0, 1, 3)
   mean, variance = convolved.mean((0, 1, 2)), convolved.var((0, 1, 2))
   rectified = np.maximum((convolved - mean) / np.sqrt(variance + 1e-5), 0)
-  edge = np.pad(rectified, ((0, 0), (0, 1), (0, 1), (0, 0)))
+  edge = np.pad(rectified, ((0, 0), (0, below), (0, below), (0, 0)))
   pooled = np.array([
-    [edge[:, 2 * row:2 * row + 3, 2 * column:2 * column + 3].max((1, 2)) for column in range(3)]
-    for row in range(2)]).transpose(2, 0, 1, 3)
+    [edge[:, 2 * row:2 * row + 3, 2 * column:2 * column + 3].max((1, 2)) for column in range(shape[1])]
+    for row in range(shape[0])]).transpose(2, 0, 1, 3)
   outputs, state = function.apply(params, state, None, image)
   np.testing.assert_allclose(outputs, pooled, atol=1e-5)
   np.testing.assert_allclose(state['stem/norm/~/mean_ema']['average'].squeeze(), mean, atol=1e-5)

@@ -115,6 +115,13 @@ def test_the_stem_cuts_patches_as_large_as_the_config_says(config):
   assert _outputs(config, capture=True)['captured']['cross_attends'].shape[-1] == 16
 
 
+def test_a_convolution_pads_as_the_config_says(config):
+  config.model.stem.kind = 'conv'
+  before = _outputs(config)['logits']
+  config.model.stem.padding = 'symmetric'
+  assert np.max(np.abs(_outputs(config)['logits'] - before)) > 1e-4
+
+
 def test_pixels_that_move_with_their_positions_need_an_element_each(config):
   config.model.stem.kind = 'conv'
   config.data.permutation = 'joint'

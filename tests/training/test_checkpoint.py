@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from perceiver_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, init_params, load_weights, saved_steps
+from perceiver_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, load_weights, saved_steps
 from perceiver_jax.types import TrainState, UserError
 
 ACCURACY = 'validation/accuracy'
@@ -399,33 +399,6 @@ def test_weights_of_another_model_and_damaged_weights_are_refused(tmp_path):
   flip_a_bit(data_file(tmp_path / 'checkpoints' / '1'))
   with pytest.raises(DamagedCheckpoint, match='/1 is damaged: state/'):
     load_weights(tmp_path)
-
-
-def test_fresh_parameters_take_what_fits_and_say_what_does_not(tmp_path, lines):
-  save_steps(tmp_path / 'checkpoints', 3)
-  fresh = make_params(50, num_latents=5)
-  fresh['perceiver/decoder'] = {'w': np.ones(3, np.float32)}
-  fresh['perceiver/encoder/cross_attend_0/query']['b'] = np.zeros(2, np.float32)
-  del fresh['perceiver/encoder/cross_attend_0/query']['w']
-  params = init_params(tmp_path, fresh)
-  saved = make_params(3)['perceiver/encoder/cross_attend_0/query']['b']
-  assert_same_bits(params, {
-    'perceiver/encoder/cross_attend_0/query': {'b': saved.astype(np.float32)},
-    'perceiver/latents': fresh['perceiver/latents'],
-    'perceiver/decoder': fresh['perceiver/decoder'],
-  })
-  assert [line.split(': ') for line in lines() if '(1): ' in line] == [
-    [f'Taken from step 3 of {tmp_path} (1)', 'perceiver/encoder/cross_attend_0/query/b'],
-    ['Not taken, of another shape (1)', 'perceiver/latents/table (3, 4) -> (5, 4)'],
-    ['Not taken, not in the checkpoint (1)', 'perceiver/decoder/w'],
-    ['Not used, not in this model (1)', 'perceiver/encoder/cross_attend_0/query/w'],
-  ]
-
-
-def test_a_checkpoint_that_shares_no_parameter_is_refused(tmp_path):
-  save_steps(tmp_path, 1)
-  with pytest.raises(UserError, match=r'config\.init_from: no parameter'):
-    init_params(tmp_path, {'resnet': {'w': np.zeros(1, np.float32)}})
 
 
 @pytest.mark.parametrize('name', ['empty', 'absent'])

@@ -181,7 +181,7 @@ def test_a_task_without_training_data_is_refused_before_anything_is_written(tmp_
     loop.train(_config(), str(tmp_path / 'run'), _task()._replace(**{missing: None}))
   assert str(caught.value) == (
     "task 'image_classification' has no training data yet: its model can be used (python -m perceiver_jax.predict) "
-    'but not trained')
+    'but neither trained nor evaluated')
   assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,59 @@
+"""The command `convert`: weights of the authors, of Hugging Face or of a run, into a directory that runs nothing.
+
+    python -m perceiver_jax.convert SOURCE DEST [--model=NAME] [--to=perceiver_jax|huggingface]
+
+Exit codes are those of `train`; see perceiver_jax/commands.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags
+
+from perceiver_jax.commands import answer, asks_for_help, show_text
+from perceiver_jax.types import UserError
+
+
+def convert(argv: Sequence[str] | None = None) -> int:
+  """Converts SOURCE, a directory of Hugging Face or of a run, or with `--model` a file of the authors', to DEST.
+
+  DEST becomes a directory that `--model`, `--config.init_from` and `perceiver_jax.load` read; or, with
+  `--to=huggingface`, one that `from_pretrained` reads. Returns the exit code.
+  """
+  return answer(_read, argv)
+
+
+def _read(argv: list[str]) -> Callable[[], int]:
+  flag_values = flags.FlagValues()
+  flags.DEFINE_string('model', None, "Which released model SOURCE, the authors' file, holds.", flag_values)
+  flags.DEFINE_enum('to', 'perceiver_jax', ['perceiver_jax', 'huggingface'], 'The format of DEST.', flag_values)
+  if asks_for_help(argv):
+    return functools.partial(show_text, f'{convert.__doc__}\n{flag_values.get_help()}')
+  arguments = flag_values(argv)[1:]
+  if len(arguments) != 2:
+    raise UserError(f'SOURCE and DEST are needed; {len(arguments)} arguments are given')
+  return functools.partial(_convert, *arguments, flag_values.model, flag_values.to)
+
+
+def _convert(source_path: str, dest: str, model: str | None, to: str) -> int:
+  from perceiver_jax import weights
+  from perceiver_jax.inference.source import open_source
+  from perceiver_jax.interop import huggingface
+
+  if model is None and Path(source_path).is_file():
+    raise UserError(f'{source_path} is a file: which released model does it hold? For example --model=imagenet_conv')
+  source = open_source(model or source_path, source_path if model else None)
+  if to == 'huggingface':
+    huggingface.save(dest, source.config, source.params, source.state)
+  else:
+    weights.save(
+      dest, source.config, source.params, source.state, source=model or Path(source_path).name, licence=source.credit)
+  return show_text(f'{dest} holds the model; try: python -m perceiver_jax.predict --model={dest} INPUT')
+
+
+if __name__ == '__main__':
+  sys.exit(convert())

@@ -1,0 +1,39 @@
+"""Texts with hidden words: the words that fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from perceiver_jax import byte_tokenizer, visualize
+from perceiver_jax.inference.predictor import Predictor
+
+NUM_CANDIDATES = 5
+
+
+def present(predictor: Predictor, inputs: Sequence[str], output: str | None) -> str:
+  """The text with its hidden bytes filled in; draws a table of the candidates."""
+  text = ' '.join(inputs)
+  filled = predictor.predict(text)
+  if output:
+    outside = re.split(r'\[[^\]]+\]', text.replace('[]', ''))
+    pieces = [piece for before in outside for piece in (before, None)][:-1]
+    candidates = [candidates_of(each, NUM_CANDIDATES) for each in filled.probabilities]
+    truth = None if None in filled.hidden else filled.hidden
+    visualize.masked_words(output, pieces, candidates, truth)
+  return filled.text
+
+
+def candidates_of(probabilities: np.ndarray, count: int) -> list[tuple[str, float]]:
+  """The `count` most probable fillings of a span, best first, as the model guesses every byte by itself.
+
+  probabilities: [length, V], of every token at every byte. Special tokens are left out.
+  """
+  best: list[tuple[float, tuple[int, ...]]] = [(1.0, ())]
+  for position in probabilities:
+    ids = byte_tokenizer.NUM_SPECIAL + np.argsort(-position[byte_tokenizer.NUM_SPECIAL:], kind='stable')[:count]
+    longer = [(share * float(position[i]), (*chosen, int(i))) for share, chosen in best for i in ids]
+    best = sorted(longer, key=lambda each: -each[0])[:count]
+  return [(byte_tokenizer.decode(ids), share) for share, ids in best]

@@ -1,0 +1,85 @@
+"""What `predict` prints and draws, from a person's files, for the models of each task."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from perceiver_jax.predict import predict
+from perceiver_jax.present.masked_lm import candidates_of
+
+INPUTS = {
+  'picture': ['first.png'], 'text': ['Some [words] are [MASK].'], 'flow': ['first.png', 'second.png'],
+  'clip': ['clip.avi', 'sound.wav'],
+}
+
+
+def _predict(capsys, models, files, model, *inputs, **flags):
+  """Exit code, what was printed, and what was complained of."""
+  arguments = [f'--{name}={value}' for name, value in flags.items()]
+  paths = [str(files / each) if '.' in each and ' ' not in each else each for each in inputs]
+  exit_code = predict(['predict', f'--model={models / model}', *arguments, *paths])
+  return exit_code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize('model', INPUTS)
+def test_every_task_prints_words_and_draws_a_picture(model, models, files, tmp_path, capsys):
+  picture = tmp_path / 'picture.png'
+  exit_code, out, err = _predict(capsys, models, files, model, *INPUTS[model], output=picture)
+  assert exit_code == 0, err
+  assert out.strip() and 'weights by Nobody in particular, CC0' in err
+  height, width, _ = cv2.imread(str(picture)).shape
+  assert width == 1400 and height > 100
+
+
+@pytest.mark.parametrize('model', INPUTS)
+def test_without_output_nothing_is_drawn(model, models, files, capsys, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  exit_code, out, _ = _predict(capsys, models, files, model, *INPUTS[model])
+  assert exit_code == 0 and out.strip()
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_probabilities_of_a_picture_fall_and_add_up(models, files, capsys):
+  _, out, _ = _predict(capsys, models, files, 'picture', 'first.png')
+  shares = [float(line.split('%')[0]) for line in out.splitlines()]
+  assert len(shares) == 5 and shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(100, abs=0.5)
+
+
+def test_several_pictures_are_told_apart_and_cannot_be_drawn(models, files, capsys, tmp_path):
+  exit_code, out, _ = _predict(capsys, models, files, 'picture', 'first.png', 'second.png')
+  assert exit_code == 0 and out.count('.png:') == 2
+  exit_code, _, err = _predict(
+    capsys, models, files, 'picture', 'first.png', 'second.png', output=tmp_path / 'picture.png')
+  assert exit_code == 1 and '--output draws one picture, but 2 are given' in err
+
+
+def test_the_flow_itself_can_be_kept(models, files, capsys, tmp_path):
+  _, out, _ = _predict(capsys, models, files, 'flow', 'first.png', 'second.png', output=tmp_path / 'flow.npy')
+  flow = np.load(tmp_path / 'flow.npy')
+  assert flow.shape == (20, 30, 2) and flow.dtype == np.float32
+  assert f'{np.hypot(*flow.transpose(2, 0, 1)).mean():.2f} px on average' in out and '30 x 20 pixels' in out
+
+
+@pytest.mark.parametrize(('model', 'inputs', 'message'), [
+  ('flow', ['first.png'], 'optical flow needs two pictures, the first and the next; 1 are given'),
+  ('clip', ['clip.avi'], 'a clip and its sound (a WAV file) are needed; 1 files are given'),
+  ('picture', ['clip.avi'], 'cannot read'),
+  ('picture', ['missing.png'], 'cannot read'),
+  ('text', ['nothing hidden'], 'nothing is hidden'),
+])
+def test_wrong_inputs_are_answered_in_a_line(model, inputs, message, models, files, capsys):
+  exit_code, out, err = _predict(capsys, models, files, model, *inputs)
+  assert (exit_code, out) == (1, '')
+  assert message in err and 'Traceback' not in err
+
+
+def test_candidates_are_the_most_probable_fillings_in_order():
+  rng = np.random.default_rng(0)
+  probabilities = rng.dirichlet(np.ones(262), 2)
+  candidates = candidates_of(probabilities, 5)
+  pairs = np.multiply.outer(probabilities[0, 6:], probabilities[1, 6:])
+  np.testing.assert_allclose([share for _, share in candidates], np.sort(pairs.ravel())[::-1][:5])
+  best = np.unravel_index(pairs.argmax(), pairs.shape)
+  assert candidates[0][0] == bytes(best).decode('utf-8', 'replace')
