@@ -40,10 +40,7 @@ def train(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate(argv: Sequence[str] | None = None) -> int:
-  """Evaluates a checkpoint of `--workdir`, or the model that `--model` names, on the data that its own config names.
-
-  Returns the exit code.
-  """
+  """Evaluates a run, `--workdir`, or any model, `--model`, on the data of its own config. Returns the exit code."""
   return answer(_read_evaluate, argv)
 
 

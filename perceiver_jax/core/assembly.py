@@ -33,7 +33,6 @@ def read(
     encoder, processor, inputs, is_training=is_training, arrangement=model.cross_attends, capture=capture)
 
 
-def decoder(model: ConfigDict, output_channels: int | None, **cross_attend: Any) -> Decoder:
-  """The decoder; `output_channels` as there, `cross_attend` more arguments of `CrossAttend`."""
-  return Decoder(
-    output_channels, model.query_residual, gelu=model.gelu, masked_rows=model.masked_rows, **cross_attend)
+def decoder(model: ConfigDict, output_channels: int | None, **others: Any) -> Decoder:
+  """The decoder; `output_channels` and `others` are its arguments."""
+  return Decoder(output_channels, model.query_residual, gelu=model.gelu, masked_rows=model.masked_rows, **others)

@@ -171,12 +171,17 @@ class Decoder(hk.Module):
     self,
     output_channels: int | None,
     query_residual: bool = False,
+    output_init: hk.initializers.Initializer | None = None,
     name: str = 'decoder',
     **cross_attend: Any,
   ):
-    """output_channels: E; None leaves out `output`, so that E = Q. cross_attend: arguments of `CrossAttend`."""
+    """output_channels: E; None leaves out `output`, so that E = Q. output_init: of its weights; None is Haiku's own.
+
+    cross_attend: arguments of `CrossAttend`.
+    """
     super().__init__(name=name)
     self.output_channels = output_channels
+    self.output_init = output_init
     self.cross_attend = dict(query_residual=query_residual, **cross_attend)
 
   def __call__(
@@ -192,7 +197,7 @@ class Decoder(hk.Module):
     answers, weights = cross_attend(query, InputArray(latents), query_mask=query_mask, is_training=is_training)
     if self.output_channels is None:
       return answers, weights
-    return hk.Linear(self.output_channels, name='output')(answers), weights
+    return hk.Linear(self.output_channels, w_init=self.output_init, name='output')(answers), weights
 
 
 def learned_query(num_queries: int, num_channels: int, batch_size: int, name: str = 'query') -> jax.Array:

@@ -48,21 +48,24 @@ def predict(
   return Classification(names, probabilities[best], best, pixels, outputs.get('captured'))
 
 
-def central_crop(image: np.ndarray, size: int, share: float = 224 / 256) -> np.ndarray:
-  """[size, size, C] uint8: the central square of `share` of the shorter side, resized by the bicubic a = -0.5 kernel.
+def central_crop(image: np.ndarray, size: int) -> np.ndarray:
+  """[size, size, C] uint8: the central square of 224 / 256 of the shorter side, bicubic to size, as trained.
 
   An image of that very size comes back as it is.
   """
   height, width = image.shape[:2]
   if (height, width) == (size, size):
     return image
-  side = max(1, int(share * min(height, width)))
+  side = max(1, int(224 / 256 * min(height, width)))
   top, left = (height - side + 1) // 2, (width - side + 1) // 2
   return resized(image[top:top + side, left:left + side], (size, size))
 
 
-def resized(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-  """[..., H, W, C] uint8 -> [..., *shape, C] uint8, bicubic (a = -0.5), without anti-aliasing, as the authors' crop."""
+def resized(image: np.ndarray, shape: tuple[int, int], method: str = 'cubic') -> np.ndarray:
+  """[..., H, W, C] uint8 -> [..., *shape, C] uint8, without anti-aliasing, as the authors resize.
+
+  `method` is 'cubic', by the a = -0.5 kernel, or 'linear'.
+  """
   full = (*image.shape[:-3], *shape, image.shape[-1])
-  values = jax.image.resize(jnp.asarray(image, jnp.float32), full, 'cubic', antialias=False)
+  values = jax.image.resize(jnp.asarray(image, jnp.float32), full, method, antialias=False)
   return np.asarray(jnp.clip(jnp.round(values), 0, 255), np.uint8)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from perceiver_jax.inference.image_classification import central_crop
+from perceiver_jax.inference.image_classification import resized
 from perceiver_jax.inference.model import Model
 from perceiver_jax.types import UserError
 
@@ -59,7 +59,7 @@ def predict(
     raise UserError(
       f'the audio is {sound.dtype} {list(sound.shape)}, but the model hears [{num_samples}] float in -1..1, mono, '
       f'{data.num_frames / FRAMES_PER_SECOND:g} seconds at {rate} samples a second')
-  cropped = np.stack([central_crop(frame, data.image_size, share=1.0) for frame in frames])
+  cropped = central_square(frames, data.image_size)
   label = np.zeros((1, data.num_classes), np.float32)
   outputs = model.run(
     {'video': cropped[None], 'audio': sound[None].astype(np.float32), 'label': label}, capture=capture)
@@ -75,3 +75,14 @@ def predict(
     probabilities=probabilities[best],
     captured=outputs.get('captured'),
   )
+
+
+def central_square(frames: np.ndarray, size: int) -> np.ndarray:
+  """[T, size, size, C] uint8 of frames [T, H, W, C]: the central square, bilinear to size, as in the authors' example.
+
+  Its corner is half a side from half the frame, each rounded down.
+  """
+  height, width = frames.shape[1:3]
+  side = min(height, width)
+  top, left = height // 2 - side // 2, width // 2 - side // 2
+  return resized(frames[:, top:top + side, left:left + side], (size, size), 'linear')

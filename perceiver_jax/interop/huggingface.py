@@ -7,12 +7,17 @@ convolutions [out, in, height, width] become [height, width, in, out], BatchNorm
 from __future__ import annotations
 
 import functools
+import json
+import os
 import re
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from safetensors.numpy import save_file
 
 from perceiver_jax.interop.huggingface_config import write_config
 from perceiver_jax.types import Tree, UserError
@@ -145,6 +150,29 @@ def to_state_dict(params: Tree, state: Tree, config: ConfigDict) -> dict[str, np
           turned = np.asarray(array).transpose(_axes(leaf, np.ndim(array), _TO_THEIRS))
           arrays[name] = np.array(turned.reshape(_their_shape(leaf, np.shape(array))), np.float32, order='C')
   return arrays
+
+
+def save(directory: str | os.PathLike, config: ConfigDict, params: Tree, state: Tree) -> None:
+  """Writes a directory that their `from_pretrained` reads, with the same logits but in rows that a mask hides.
+
+  Raises:
+    UserError: there is such a directory already, or it cannot be written; or no class of theirs computes the model.
+  """
+  config = config.copy_and_resolve_references()
+  config.model.masked_rows = 'mean'        # theirs know no other
+  arrays, values = to_state_dict(params, state, config), write_config(config)
+  path = Path(directory)
+  unfinished = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  try:
+    unfinished.mkdir(parents=True)
+    save_file(arrays, unfinished / 'model.safetensors', {'format': 'pt'})
+    (unfinished / 'config.json').write_text(json.dumps(values, indent=2) + '\n')
+    # Written for its owner alone, whatever the umask says.
+    (unfinished / 'model.safetensors').chmod((unfinished / 'config.json').stat().st_mode)
+    unfinished.rename(path)                # over nothing, or an empty directory
+  except OSError as error:
+    shutil.rmtree(unfinished, ignore_errors=True)
+    raise UserError(f'cannot write {path}: {error.strerror or error}') from error
 
 
 def _their_name(task: str, module: str, leaf: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from perceiver_jax.adapters.flow import flow_inputs, flow_query, frame_patches
@@ -42,7 +43,8 @@ def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bo
   inputs = inputs._replace(valid=batch.get('valid'))
   latents, captured = assembly.read(model, inputs, is_training=is_training, capture=capture)
   query = flow_query(inputs, height * width)
-  answers, weights = assembly.decoder(model, 2)(query, latents, is_training=is_training)
+  decoder = assembly.decoder(model, 2, output_init=jnp.zeros)  # at first nothing moves, as in the authors' code
+  answers, weights = decoder(query, latents, is_training=is_training)
   outputs: dict[str, Any] = {'flow': OUTPUT_SCALE * answers.reshape(batch_size, height, width, 2)}
   if capture:
     outputs['captured'] = {**captured, 'decoder': weights}
