@@ -30,7 +30,7 @@ def training() -> ConfigDict:
   config.batch_size = 1024                 # examples per update, over all devices
   config.micro_batches = 1                 # parts a batch is split into where it does not fit in memory; ours
   config.precision = 'params=float32,compute=float32,output=float32'  # a jmp policy; ours
-  config.init_from = placeholder(str)      # workdir of a finished run whose parameters to start from
+  config.init_from = placeholder(str)      # workdir of a run, or converted weights, to start from
   config.ema_decay = placeholder(float)    # per step, of an average of the parameters to evaluate; the papers have none
   config.label_smoothing = 0.1             # probability spread over all classes [code]
   config.max_skipped = 10                  # non-finite updates in a row before the run stops; ours

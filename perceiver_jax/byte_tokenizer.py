@@ -5,6 +5,7 @@ Ids [L] int32: 0 padding, 1 beginning, 2 end, 3 mask, 4 class, 5 separator; byte
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -13,18 +14,13 @@ PAD, BEGIN, END, MASK, CLASS, SEPARATOR = range(6)
 NUM_SPECIAL = 6
 VOCAB_SIZE = NUM_SPECIAL + 256
 
+_WITHOUT_A_BYTE = re.compile('[\ud800-\udc7f\udd00-\udfff]')  # surrogates; the others, alone, stand for a byte
+
 
 def encode(text: str | bytes) -> np.ndarray:
-  """[L] int32. What of a `str` has no UTF-8 form (a lone surrogate) becomes the bytes that it stands for, or '?'."""
-  raw = text if isinstance(text, bytes) else _utf8(text)
+  """[L] int32. A lone surrogate in a `str`, which has no UTF-8 form, becomes the byte that it stands for, or '?'."""
+  raw = text if isinstance(text, bytes) else _WITHOUT_A_BYTE.sub('?', text).encode('utf-8', 'surrogateescape')
   return np.frombuffer(raw, np.uint8).astype(np.int32) + NUM_SPECIAL
-
-
-def _utf8(text: str) -> bytes:
-  try:
-    return text.encode('utf-8', 'surrogateescape')
-  except UnicodeEncodeError:
-    return text.encode('utf-8', 'replace')
 
 
 def decode(ids: Iterable[int]) -> str:
@@ -33,5 +29,5 @@ def decode(ids: Iterable[int]) -> str:
 
 
 def decode_bytes(ids: Iterable[int]) -> bytes:
-  """The bytes of ids; special ones are left out."""
+  """The bytes of ids; special ones are left out. Raises ValueError for an id that is not in the vocabulary."""
   return bytes(int(i) - NUM_SPECIAL for i in ids if i >= NUM_SPECIAL)

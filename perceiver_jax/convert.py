@@ -36,7 +36,8 @@ def _read(argv: list[str]) -> Callable[[], int]:
   arguments = flag_values(argv)[1:]
   if len(arguments) != 2:
     raise UserError(f'SOURCE and DEST are needed; {len(arguments)} arguments are given')
-  return functools.partial(_convert, *arguments, flag_values.model, flag_values.to)
+  source, dest = arguments
+  return functools.partial(_convert, source, dest, flag_values.model, flag_values.to)
 
 
 def _convert(source_path: str, dest: str, model: str | None, to: str) -> int:
@@ -51,7 +52,8 @@ def _convert(source_path: str, dest: str, model: str | None, to: str) -> int:
     huggingface.save(dest, source.config, source.params, source.state)
   else:
     weights.save(
-      dest, source.config, source.params, source.state, source=model or Path(source_path).name, licence=source.credit)
+      dest, source.config, source.params, source.state, source=model or Path(source_path).name, licence=source.credit,
+      class_names=source.class_names or ())
   return show_text(f'{dest} holds the model; try: python -m perceiver_jax.predict --model={dest} INPUT')
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,11 +38,12 @@ class Weights(NamedTuple):
   config: ConfigDict                        # locked
   params: Tree                              # {module path: {leaf: NumPy array}}, as the state
   state: Tree                               # {} where a model has none
-  metadata: dict[str, str]                  # the texts of the header; 'source' and 'licence' may be empty
+  metadata: dict[str, str]                  # the texts of the header; 'class_names' a line each
 
 
 def save(
   directory: str | os.PathLike, config: ConfigDict, params: Tree, state: Tree, *, source: str = '', licence: str = '',
+  class_names: Sequence[str] = (),
 ) -> None:
   """Writes a directory of weights in one move: a kill at any moment leaves a whole one, or none.
 
@@ -55,6 +56,7 @@ def save(
     state: the same; {} for none.
     source: where the weights come from, for people.
     licence: what they may be used for, for people.
+    class_names: of a classifier whose config names no file of them, in order.
 
   Raises:
     UserError: the directory holds something else, or cannot be written; or an entry that no such file can hold.
@@ -63,6 +65,7 @@ def save(
   text = run_config.to_json(config)
   arrays = {name: _array(name, leaf) for name, leaf in entries(params, state).items()}
   header = {'format': _FORMAT, 'version': _VERSION, 'source': source, 'licence': licence}
+  header |= {'class_names': '\n'.join(class_names)} if class_names else {}
   unfinished, old = (directory.with_name(f'.{directory.name}.{os.getpid()}.{word}') for word in ('tmp', 'old'))
   try:
     _check_replaceable(directory)

@@ -23,6 +23,7 @@ from sklearn import datasets
 
 from perceiver_jax import commands, run_config, weights
 from perceiver_jax.convert import convert
+from perceiver_jax.data import images
 from perceiver_jax.tasks import image_classification
 from perceiver_jax.training.checkpoint import Checkpoints, load_weights
 from perceiver_jax.training.experiment import build
@@ -117,7 +118,7 @@ def test_tuning_trains_all_of_the_model_to_its_end(tuned):
 
 
 @pytest.mark.parametrize('split', ['test', 'validation'])
-def test_a_run_has_the_same_figures_as_a_model_and_converted_as_by_its_workdir(tuned, tmp_path, capsys, split):
+def test_a_run_has_the_same_figures_by_its_workdir_as_a_model_and_converted(tuned, tmp_path, capsys, split):
   assert convert(['convert', str(tuned.workdir), str(tmp_path / 'converted')]) == 0
   capsys.readouterr()
   figures = []
@@ -140,7 +141,7 @@ def test_a_run_has_the_same_figures_as_a_model_and_converted_as_by_its_workdir(t
 def test_a_model_is_evaluated_on_the_data_of_its_config_and_on_other_data(tuned, tmp_path, capsys):
   """The pictures of the test split alone, in a folder that says so, have the figures of the test split."""
   config = run_config.load(tuned.released)
-  source = image_classification._load(config.data, 'test')
+  source = images.load(config.data, 'test')
   for index in range(len(source)):
     picture = pathlib.Path(source.name(index))
     for split in ('train', 'validation', 'test'):

@@ -1,7 +1,8 @@
-"""What README.md shows is what there is: its commands parse, its example task and its config of five lines train."""
+"""What README.md and docs/ show is what there is: commands parse, the example task and the small config train."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pathlib
@@ -21,9 +22,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / 'README.md').read_text()
 
 
+PAGES = [README, *(path.read_text() for path in sorted((ROOT / 'docs').glob('*.md')))]
+
+
 def _commands() -> list[str]:
-  blocks = re.findall(r'```sh\n(.*?)```', README, re.DOTALL)
-  return [line for block in blocks for line in block.splitlines() if line.startswith('python ')]
+  """The lines that start a program of ours; a line that ends with a backslash goes on."""
+  blocks = [block for page in PAGES for block in re.findall(r'```sh\n(.*?)```', page, re.DOTALL)]
+  lines = [line for block in blocks for line in block.replace('\\\n', ' ').splitlines()]
+  return [line for line in lines if line.startswith('python ')]
 
 
 def _files() -> dict[str, str]:
@@ -52,6 +58,7 @@ def _train(clone: pathlib.Path, *arguments: str) -> dict[str, float]:
 
 def test_the_readme_shows_commands_and_files():
   assert len(_commands()) >= 4
+  assert len(PAGES) >= 2
   assert set(_files()) == {'configs/flowers.py', 'perceiver_jax/tasks/rings.py', 'configs/rings.py'}
 
 
@@ -60,6 +67,18 @@ def test_every_training_command_is_understood(command, capsys, monkeypatch):
   monkeypatch.chdir(ROOT)
   assert commands.train([*shlex.split(command)[1:], '--print_config']) == 0
   assert json.loads(capsys.readouterr().out)['task']
+
+
+@pytest.mark.parametrize('command', [command for command in _commands() if 'train.py' not in command])
+def test_every_other_command_is_understood(command):
+  words = shlex.split(command)
+  program, read = words[1], commands._read_evaluate
+  if program == '-m':
+    program = words.pop(2)
+    read = importlib.import_module(program)._read
+  else:
+    assert program == 'eval.py'
+  assert callable(read([program, *words[2:]]))  # the work, not yet begun
 
 
 @pytest.mark.slow

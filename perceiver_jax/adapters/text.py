@@ -29,8 +29,10 @@ def text_inputs(tokens: Array, table: Array, max_length: int, valid: Array | Non
     valid: [B, L], non-zero = a token that counts.
 
   Raises:
-    UserError: more tokens than positions.
+    UserError: more tokens than positions, or tokens that are no integers.
   """
+  if not jnp.issubdtype(tokens.dtype, jnp.integer):
+    raise UserError(f'tokens are integers, not {tokens.dtype}')
   if tokens.shape[1] > max_length:
     raise UserError(f'{tokens.shape[1]} tokens {list(tokens.shape)}, but the model has {max_length} positions')
   positions = LearnedTable(max_length, table.shape[1])()

@@ -1,4 +1,4 @@
-"""A Perceiver as a config's `model` section describes it; every task starts from these two functions."""
+"""A Perceiver as a config's `model` section describes it; every task starts from these functions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,32 @@ from ml_collections import ConfigDict
 
 from perceiver_jax.core.input_array import InputArray
 from perceiver_jax.core.perceiver import Captured, Decoder, Encoder, Processor, encode
+from perceiver_jax.types import Array, Batch, UserError
+
+
+def entry(batch: Batch, name: str, *axes: int | str) -> Array:
+  """`batch[name]`, [B, *axes]: a number is the size that an axis must have, a word what one of any size is.
+
+  Raises UserError where there is none, or it has another shape.
+  """
+  if name not in batch:
+    raise UserError(f'{name} is missing: the batch has {", ".join(sorted(batch)) or "nothing"}')
+  array, expected = batch[name], ('batch', *axes)
+  if array.ndim != len(expected) or any(
+      isinstance(wanted, int) and size != wanted for size, wanted in zip(array.shape, expected, strict=True)):
+    raise UserError(f'{name} is [{", ".join(map(str, expected))}], not {list(array.shape)}')
+  return array
 
 
 def read(
   model: ConfigDict, inputs: InputArray, *, is_training: bool, capture: bool = False,
 ) -> tuple[jax.Array, Captured]:
-  """What `encode` returns: the latents [B, N, D] that have read and processed the inputs."""
+  """What `encode` returns: the latents [B, N, D] that have read and processed the inputs.
+
+  Raises UserError where `valid` is not of these inputs.
+  """
+  if inputs.valid is not None and inputs.valid.shape != inputs.features.shape[:2]:
+    raise UserError(f'valid is [batch, elements], {list(inputs.features.shape[:2])}, not {list(inputs.valid.shape)}')
   shared = dict(
     qk_channels=model.qk_channels,
     v_channels=model.v_channels,

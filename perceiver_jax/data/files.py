@@ -43,18 +43,20 @@ def read_video(path: str | Path, num_frames: int, frames_per_second: float) -> n
     rate = capture.get(cv2.CAP_PROP_FPS)
     if not capture.isOpened() or not rate > 0:
       raise UserError(f'cannot read {path}: it is broken, or no clip')
-    wanted = [int(i * rate / frames_per_second + 1e-6) for i in range(num_frames)]
     shown: list[np.ndarray] = []
-    while len(shown) <= wanted[-1]:
-      is_read, frame = capture.read()
-      if not is_read:
-        raise UserError(
-          f'{path} ends after {len(shown)} frames, {len(shown) / rate:.2f} s; '
-          f'{num_frames / frames_per_second:.2f} s are needed')
+    num_read = 0
+    for wanted in (int(i * rate / frames_per_second + 1e-6) for i in range(num_frames)):
+      while num_read <= wanted:
+        is_read, frame = capture.read()
+        if not is_read:
+          raise UserError(
+            f'{path} ends after {num_read} frames, {num_read / rate:.2f} s; '
+            f'{num_frames / frames_per_second:.2f} s are needed')
+        num_read += 1
       shown.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
   finally:
     capture.release()
-  return np.stack([shown[i] for i in wanted])
+  return np.stack(shown)
 
 
 def read_sound(path: str | Path, num_samples: int) -> tuple[np.ndarray, int]:
@@ -70,10 +72,10 @@ def read_sound(path: str | Path, num_samples: int) -> tuple[np.ndarray, int]:
     raise UserError(f'cannot read {path}: {error.strerror}') from error
   except Exception as error:  # SciPy trips over broken files in many ways
     raise UserError(f'cannot read {path}: it is broken, or no WAV file ({error})') from error
-  if np.issubdtype(samples.dtype, np.integer):
-    middle = 128 if samples.dtype == np.uint8 else 0
-    samples = (samples.astype(np.float32) - middle) / (128 if middle else -float(np.iinfo(samples.dtype).min))
-  mono = samples.astype(np.float32).reshape(len(samples), -1).mean(-1)
-  if len(mono) < num_samples:
-    raise UserError(f'{path} has {len(mono)} samples; {num_samples} are needed')
-  return mono[:num_samples], rate
+  if len(samples) < num_samples:
+    raise UserError(f'{path} has {len(samples)} samples; {num_samples} are needed')
+  some = samples[:num_samples]
+  middle = 128 if some.dtype == np.uint8 else 0
+  loudest = 1 if np.issubdtype(some.dtype, np.floating) else middle or -float(np.iinfo(some.dtype).min)
+  mono = ((some.astype(np.float64) - middle) / loudest).reshape(num_samples, -1).mean(-1)
+  return mono.astype(np.float32), rate

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perceiver_jax.inference.model import Model, check_image
+from perceiver_jax.inference.model import Model, check_image, most_probable
 
 
 class Classification(NamedTuple):
@@ -30,22 +30,19 @@ def predict(
     model: of the task image_classification.
     image: [H, W, 3] uint8 of any size, grey or with a transparency too; a NumPy array or what becomes one (PIL).
     class_names: of all classes; by number where None.
-    top_k: at least 1; no more than there are classes.
+    top_k: how many to return, at least 1.
     capture: also return attention maps and latents.
 
   Raises:
-    UserError: not one picture, or not uint8.
+    UserError: not one picture, or not uint8; `top_k` below 1, or names of another number of classes.
   """
   data = model.config.data
-  pixels = check_image(np.asarray(image), 'an image')
-  pixels = central_crop(pixels, data.image_size)
+  pixels = central_crop(check_image(image, 'an image'), data.image_size)
   if data.num_channels == 1:
     pixels = np.rint(pixels.mean(-1, keepdims=True)).astype(np.uint8)
   outputs = model.run({'image': pixels[None]}, capture=capture)
-  probabilities = np.asarray(jax.nn.softmax(outputs['logits'][0]))
-  best = np.argsort(-probabilities, kind='stable')[:top_k]
-  names = tuple(class_names[i] if class_names else f'class {i}' for i in best)
-  return Classification(names, probabilities[best], best, pixels, outputs.get('captured'))
+  names, probabilities, indices = most_probable(outputs['logits'][0], class_names, top_k)
+  return Classification(names, probabilities, indices, pixels, outputs.get('captured'))
 
 
 def central_crop(image: np.ndarray, size: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from perceiver_jax import byte_tokenizer
-from perceiver_jax.inference.model import Model
+from perceiver_jax.inference.model import Model, check_text
 from perceiver_jax.types import UserError
 
 
@@ -33,16 +33,16 @@ def predict(
   Args:
     model: of the task masked_lm, on bytes.
     text: `Some [words] are [MASK][MASK].`: what stands in square brackets is hidden, as many bytes as it has; a [MASK]
-      is one hidden byte. With `spans`, the text as it is, brackets and all.
+      is one hidden byte, and [] is nothing. With `spans`, the text as it is, brackets and all.
     spans: [start, end) in characters.
     capture: also return attention maps and latents.
 
   Raises:
-    UserError: nothing hidden, a span outside the text, a longer text than the model reads, or not a model on bytes.
+    UserError: nothing hidden, a bracket that is not closed before the next one opens, a span outside the text, a longer
+      text than the model reads, or not a model on bytes.
   """
+  check_text(model, text)
   data = model.config.data
-  if data.vocab_size != byte_tokenizer.VOCAB_SIZE:
-    raise UserError(f'this model reads a vocabulary of {data.vocab_size} tokens; only bytes, 262, can be told')
   raw, byte_spans, hidden = _marked(text) if spans is None else _given(text, spans)
   if not byte_spans:
     raise UserError('nothing is hidden in the text: put [brackets] around the words to guess')
@@ -67,17 +67,17 @@ def _marked(text: str) -> tuple[bytes, list[tuple[int, int]], list[str | None]]:
   """The bytes of a text without its brackets, the spans that they marked, and what stood in them."""
   raw, spans = b'', []
   hidden: list[str | None] = []
-  for outside, inside in re.findall(r'([^\[]*)(\[[^\]]*\]|\[|$)', text):
+  for outside, inside in re.findall(r'([^\[]*)(\[[^\[\]]*\]|\[|$)', text):
     raw += byte_tokenizer.decode_bytes(byte_tokenizer.encode(outside))
     if inside == '[':
-      raise UserError(f'a [ without its ] in the text: ...{outside[-20:]}[')
-    if inside:
+      raise UserError(f'a [ without its ] in the text: ...{outside[-20:]}[ (a text with brackets of its own needs spans=)')
+    if inside not in ('', '[]'):
       is_known = inside != '[MASK]'
       within = byte_tokenizer.decode_bytes(byte_tokenizer.encode(inside[1:-1])) if is_known else b' '
       spans.append((len(raw), len(raw) + len(within)))
       hidden.append(inside[1:-1] if is_known else None)
       raw += within
-  return raw, [span for span in spans if span[1] > span[0]], hidden
+  return raw, spans, hidden
 
 
 def _given(text: str, spans: Sequence[tuple[int, int]]) -> tuple[bytes, list[tuple[int, int]], list[str | None]]:

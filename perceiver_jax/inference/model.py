@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from perceiver_jax import byte_tokenizer
 from perceiver_jax.types import Batch, Task, Tree, UserError
 
 
@@ -38,7 +39,10 @@ def template(config: ConfigDict) -> tuple[Tree, Tree]:
 
 
 def build(config: ConfigDict, params: Tree, state: Tree) -> Model:
-  """The model on the default device, in float32 or whatever the weights are."""
+  """The model on the default device, in float32 or whatever the weights are.
+
+  Its `run` raises UserError for a batch that is not what the task takes.
+  """
   apply = hk.transform_with_state(task_of(config).forward).apply
   params, state = jax.device_put((params, state))
 
@@ -52,13 +56,55 @@ def build(config: ConfigDict, params: Tree, state: Tree) -> Model:
   return Model(config, params, state, run)
 
 
-def check_image(image: np.ndarray, what: str) -> np.ndarray:
-  """[H, W, 3] uint8 of an image that is grey or has a transparency too. Raises UserError for any other array."""
-  array = np.asarray(image)
-  if array.ndim == 2:
-    array = array[..., None]
+def check_image(image: Any, what: str) -> np.ndarray:
+  """[H, W, 3] uint8 of an image, an array or PIL's, that may be grey or have a transparency, which is left out.
+
+  Raises UserError for any other array.
+  """
+  # The numbers of a PIL image may be those of a palette, or other colours; but its 16 bits it would cut off.
+  if hasattr(image, 'convert') and image.mode[0] not in 'IF':
+    image = image.convert('RGB')
+  given = np.asarray(image)
+  array = given[..., None] if given.ndim == 2 else given
   if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
-    raise UserError(f'{what} is [height, width, 3], not {list(np.shape(image))}')
+    raise UserError(f'{what} is [height, width, 3], not {list(given.shape)}')
   if array.dtype != np.uint8:
     raise UserError(f'{what} is uint8, 0 to 255, not {array.dtype}: multiply by 255 and round what is in 0..1')
   return np.broadcast_to(array[..., :3], (*array.shape[:2], 3))
+
+
+def most_probable(
+  logits: np.ndarray, class_names: Sequence[str] | None, top_k: int | None = None,
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+  """The classes of logits [E], most probable first.
+
+  Args:
+    logits: [E].
+    class_names: of all classes; by number where None.
+    top_k: how many to return, at least 1; all where None, or where there are no more.
+
+  Returns:
+    Names, probabilities [k] float32 and indices [k] int.
+
+  Raises:
+    UserError: another number of names than of classes, or `top_k` below 1.
+  """
+  if class_names is not None and len(class_names) != len(logits):
+    raise UserError(f'there are {len(class_names)} class_names, but the model has {len(logits)} classes')
+  if top_k is not None and top_k < 1:
+    raise UserError(f'top_k is {top_k}; it must be at least 1')
+  probabilities = np.asarray(jax.nn.softmax(logits))
+  best = np.argsort(-probabilities, kind='stable')[:top_k]
+  names = tuple(class_names[i] if class_names else f'class {i}' for i in best)
+  return names, probabilities[best], best
+
+
+def check_text(model: Model, text: Any) -> None:
+  """Raises UserError if `text` is none, or the model does not read bytes."""
+  vocab_size = model.config.data.vocab_size
+  if vocab_size != byte_tokenizer.VOCAB_SIZE:
+    raise UserError(
+      f'this model reads a vocabulary of {vocab_size} tokens, and only bytes, {byte_tokenizer.VOCAB_SIZE}, can be made '
+      'here: make the tokens yourself, and give them to `logits`')
+  if not isinstance(text, str):
+    raise UserError(f'a text is a str, not {type(text).__name__}')

@@ -32,7 +32,7 @@ def predict(model: Model, first: Any, second: Any, *, capture: bool = False) -> 
   Raises:
     UserError: frames of different sizes, or not uint8.
   """
-  frames = [check_image(np.asarray(frame), 'a frame') for frame in (first, second)]
+  frames = [check_image(frame, 'a frame') for frame in (first, second)]
   if frames[0].shape != frames[1].shape:
     raise UserError(f'the frames differ in size: {list(frames[0].shape)} and {list(frames[1].shape)}')
   tile = tuple(model.config.data.frame_size)

@@ -47,13 +47,15 @@ def load(name: str | Path, path: str | Path | None = None) -> Predictor:
 
   Raises:
     UserError: no such model, a file that does not fit it, or no connection and no file.
+
+  Says on stderr whose weights they are, where these have a licence.
   """
   source = open_source(name, path)
   if source.credit:
     print(f'{name}: weights by {source.credit}', file=sys.stderr)
   model = models.build(source.config, source.params, source.state)
   module = importlib.import_module(f'perceiver_jax.inference.{source.config.task}')
-  predict = functools.partial(module.predict, model)
+  predict, batch_of, logits_of = functools.partial(module.predict, model), source.batch_of, source.logits_of
   if 'class_names' in inspect.signature(module.predict).parameters:
     predict = functools.partial(predict, class_names=source.class_names)
   return Predictor(
@@ -61,7 +63,7 @@ def load(name: str | Path, path: str | Path | None = None) -> Predictor:
     params=model.params,
     state=model.state,
     predict=predict,
-    logits=lambda **inputs: source.logits_of(model.run(source.batch_of(inputs))),
+    logits=lambda **inputs: logits_of(model.run(batch_of(inputs))),  # not of `source`, which holds weights on the host
     run=model.run,
     credit=source.credit,
   )

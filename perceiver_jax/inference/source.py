@@ -32,8 +32,8 @@ class Source(NamedTuple):
 
 def open_source(name: str | Path, path: str | Path | None = None) -> Source:
   """The source of `load`; see there."""
-  if str(name) in zoo.MODELS:
-    return _released(str(name), path)
+  if isinstance(name, str) and name in zoo.MODELS:  # a Path is a directory, whatever it is called
+    return _released(name, path)
   directory = Path(name)
   if path is not None:
     raise UserError(f'{name!r} is no released model, so `path` means nothing; those are: {", ".join(zoo.MODELS)}')
@@ -80,6 +80,7 @@ def _run(directory: Path) -> Source:
 
   config = run_config.load(directory)
   _, params, state = load_weights(directory)
+  weights.check_fits(params, state, template(config), str(directory))
   return Source(config, params, state, *_native(config), class_names(config))
 
 
@@ -87,7 +88,8 @@ def _ours(directory: Path) -> Source:
   loaded = weights.load(directory)
   weights.check_fits(loaded.params, loaded.state, template(loaded.config), str(directory))
   return Source(
-    loaded.config, loaded.params, loaded.state, *_native(loaded.config), class_names(loaded.config),
+    loaded.config, loaded.params, loaded.state, *_native(loaded.config),
+    tuple(loaded.metadata.get('class_names', '').splitlines()) or class_names(loaded.config),
     loaded.metadata.get('licence', ''))
 
 
@@ -100,14 +102,15 @@ _OPTIONAL = {'valid', 'patches', 'video_points', 'audio_points'}
 
 
 def _batch_of(config: ConfigDict, inputs: dict[str, Any]) -> Batch:
-  """The inputs are a batch already. Raises UserError for an unknown name or another rank than the spec's."""
+  """The inputs are a batch already. Raises UserError for an unknown name, or tokens outside the vocabulary."""
   spec = task_of(config).spec
   if unknown := sorted(inputs.keys() - spec.keys() - _OPTIONAL):
     raise UserError(f'this model has no input {unknown[0]!r}; it takes {", ".join(spec)}')
   batch = {name: np.asarray(array) for name, array in inputs.items()}
-  for name in batch.keys() & spec.keys():
-    if batch[name].ndim != 1 + len(spec[name].shape):
-      raise UserError(f'{name} is {list(batch[name].shape)}, but [batch, ...{list(spec[name].shape)}] is expected')
+  tokens, vocab_size = batch.get('tokens'), config.data.get('vocab_size')
+  # Nobody would notice: JAX takes the nearest row of a table.
+  if tokens is not None and tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
+    raise UserError(f'tokens are from {tokens.min()} to {tokens.max()}; this model knows 0 to {vocab_size - 1}')
   return batch
 
 

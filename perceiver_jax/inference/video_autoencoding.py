@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from perceiver_jax.inference.image_classification import resized
-from perceiver_jax.inference.model import Model
+from perceiver_jax.inference.model import Model, most_probable
 from perceiver_jax.types import UserError
 
 FRAMES_PER_SECOND = 25
@@ -40,15 +39,16 @@ def predict(
     audio: [samples] float in -1..1, mono, at 1,920 samples a frame.
     sample_rate: of the audio, if known; then it is checked.
     class_names: of all labels; by number where None.
-    top_k: how many labels to return.
+    top_k: how many labels to return, at least 1.
     capture: also return attention maps and latents.
 
   Raises:
-    UserError: another number of frames or samples, another rate, ranks or dtypes.
+    UserError: another number of frames or samples, another rate, ranks or dtypes; `top_k` below 1, or names of another
+      number of labels.
   """
   data = model.config.data
   frames, sound, rate = np.asarray(video), np.asarray(audio), FRAMES_PER_SECOND * data.samples_per_frame
-  if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+  if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape or frames.dtype != np.uint8:
     raise UserError(f'a video is uint8 [frames, height, width, 3], not {frames.dtype} {list(frames.shape)}')
   if len(frames) != data.num_frames:
     raise UserError(f'the video has {len(frames)} frames, but the model reads {data.num_frames}')
@@ -63,16 +63,15 @@ def predict(
   label = np.zeros((1, data.num_classes), np.float32)
   outputs = model.run(
     {'video': cropped[None], 'audio': sound[None].astype(np.float32), 'label': label}, capture=capture)
-  probabilities = np.asarray(jax.nn.softmax(outputs['label'][0]))
-  best = np.argsort(-probabilities, kind='stable')[:top_k]
+  names, probabilities, _ = most_probable(outputs['label'][0], class_names, top_k)
   return Reconstruction(
     video=cropped,
     video_again=np.rint(255 * np.clip(outputs['video'][0], 0, 1)).astype(np.uint8),
     audio=sound.astype(np.float32),
     audio_again=outputs['audio'][0],
     sample_rate=rate,
-    names=tuple(class_names[i] if class_names else f'class {i}' for i in best),
-    probabilities=probabilities[best],
+    names=names,
+    probabilities=probabilities,
     captured=outputs.get('captured'),
   )
 

@@ -1,40 +1,33 @@
 """Reads the weights in a directory of Hugging Face's as NumPy arrays, without PyTorch and without running anything.
 
 `model.safetensors` where it is there, else `pytorch_model.bin`, either of them in shards. The latter is a zip archive:
-a file for each storage, and a pickle that says which tensors are views of them. A pickle is a program, and Python's own
-reader imports and calls whatever it names. This one reads its instructions (with the standard library's `pickletools`,
-which only parses) and carries out those that a table of tensors is made of. It knows the names in `_find`, no others.
+a file for each storage, and a pickle that says which tensors are views of them.
 """
 
 from __future__ import annotations
 
-import io
+import dataclasses
 import json
 import math
 import os
-import pickletools
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from perceiver_jax.interop import pickle_reader
+from perceiver_jax.interop.pickle_reader import Name, Unfit
 from perceiver_jax.types import UserError
 
-_MAX_INSTRUCTIONS = 1_000_000              # a large model's pickle has tens of thousands
 _STORAGES = {
   'DoubleStorage': np.float64, 'FloatStorage': np.float32, 'HalfStorage': np.float16, 'BFloat16Storage': jnp.bfloat16,
   'LongStorage': np.int64, 'IntStorage': np.int32, 'ShortStorage': np.int16, 'CharStorage': np.int8,
   'ByteStorage': np.uint8, 'BoolStorage': np.bool_,
 }
-_DATA = {
-  'BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8'}
-_CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
-_CONTAINERS: dict[str, type] = {'EMPTY_DICT': dict, 'EMPTY_LIST': list, 'EMPTY_TUPLE': tuple}
-_SHORT_TUPLES = {'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
 
 
 def read(directory: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -72,7 +65,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
     return _read_archive(path)
   except OSError as error:
     raise UserError(f'cannot read {path}: {error}') from error
-  except (SafetensorError, zipfile.BadZipFile, EOFError, IndexError, KeyError) as error:
+  except (SafetensorError, zipfile.BadZipFile, EOFError) as error:
     raise UserError(f'{path} is damaged, or holds no weights{_likely(path)}: {error}') from error
   except (ValueError, RuntimeError) as error:  # the latter of an archive with a password
     raise UserError(f'cannot read {path}: {error!s:.300}. Nothing in it was run') from error
@@ -95,15 +88,9 @@ def _likely(path: Path) -> str:
 # The archive.
 
 
-class _Storage(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Storage:
   values: np.ndarray                       # [number of values]
-
-
-class _Global(NamedTuple):
-  """A name in a pickle: `call` of a tuple of arguments; None where it is only ever an argument."""
-
-  name: str
-  call: Callable[[tuple[Any, ...]], Any] | None = None
 
 
 def _read_archive(path: Path) -> dict[str, np.ndarray]:
@@ -123,6 +110,8 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
 
     def load(kind: str, key: str) -> _Storage:
       if key not in storages:
+        if f'{root}data/{key}' not in entries:
+          raise ValueError(f'there is no entry {root}data/{key}')
         data, dtype = archive.read(f'{root}data/{key}'), np.dtype(_STORAGES[kind])
         if len(data) % dtype.itemsize:
           raise ValueError(f'storage {key} of {len(data)} bytes holds no whole number of {dtype}')
@@ -131,7 +120,8 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f'storage {key} is of two kinds')
       return storages[key]
 
-    table = _carry_out(archive.read(f'{root}data.pkl'), load)
+    table = pickle_reader.read(
+      archive.read(f'{root}data.pkl'), _NAMES, _set_state, lambda identity: _storage(identity, load))
   if not isinstance(table, dict):
     raise ValueError(f'it holds a {type(table).__name__}, not a table of tensors')
   if strange := [name for name, value in table.items() if not isinstance(value, np.ndarray)]:
@@ -139,92 +129,9 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
   return table
 
 
-def _carry_out(content: bytes, load: Callable[[str, str], _Storage]) -> Any:
-  """The object that a pickle describes; `load` gives a storage by its kind and key."""
-  stack: list[Any] = []
-  marks: list[int] = []
-  memo: dict[int, Any] = {}
-  argument: Any
-  for step, (opcode, argument, _) in enumerate(pickletools.genops(io.BytesIO(content))):
-    if step == _MAX_INSTRUCTIONS:
-      raise ValueError(f'it has more than {_MAX_INSTRUCTIONS} instructions')
-    name = opcode.name
-    if name in _DATA:
-      stack.append(argument)
-    elif name in _CONSTANTS:
-      stack.append(_CONSTANTS[name])
-    elif name in _CONTAINERS:
-      stack.append(_CONTAINERS[name]())
-    elif name in _SHORT_TUPLES:
-      stack.append(tuple(_cut(stack, len(stack) - _SHORT_TUPLES[name])))
-    elif name == 'MARK':
-      marks.append(len(stack))
-    elif name == 'TUPLE':
-      stack.append(tuple(_cut(stack, marks.pop())))
-    elif name in ('APPEND', 'APPENDS'):
-      items = _cut(stack, marks.pop() if name == 'APPENDS' else len(stack) - 1)
-      _top(stack, list).extend(items)
-    elif name in ('SETITEM', 'SETITEMS'):
-      items = _cut(stack, marks.pop() if name == 'SETITEMS' else len(stack) - 2)
-      if any(type(key) is not str for key in items[::2]):
-        raise ValueError('it has a table whose keys are no names')
-      _top(stack, dict).update(zip(items[::2], items[1::2], strict=True))
-    elif name == 'MEMOIZE':
-      memo[len(memo)] = stack[-1]
-    elif name in ('BINPUT', 'LONG_BINPUT'):
-      memo[argument] = stack[-1]
-    elif name in ('BINGET', 'LONG_BINGET'):
-      stack.append(memo[argument])
-    elif name == 'GLOBAL':
-      stack.append(_find(argument.replace(' ', '.')))
-    elif name == 'BINPERSID':
-      stack.append(_storage(stack.pop(), load))
-    elif name == 'REDUCE':
-      function, arguments = _cut(stack, len(stack) - 2)
-      if not isinstance(function, _Global) or function.call is None or type(arguments) is not tuple:
-        raise ValueError('refuses to call what is no function of a tensor')
-      stack.append(function.call(arguments))
-    elif name == 'BUILD':                  # a state_dict's versions, which say nothing that a number depends on
-      stack.pop()
-      _top(stack, dict)
-    elif name == 'STOP':
-      return stack.pop()
-    elif name != 'PROTO':
-      raise ValueError(f'refuses the instruction {name}, which no table of tensors needs')
-  raise AssertionError('genops ends with STOP or raises')
-
-
-def _cut(stack: list[Any], start: int) -> list[Any]:
-  """Takes everything from `start` on off the stack."""
-  if not 0 <= start <= len(stack):
-    raise IndexError('its instructions take what is not there')
-  items = stack[start:]
-  del stack[start:]
-  return items
-
-
-def _top(stack: list[Any], kind: type) -> Any:
-  if type(stack[-1]) is not kind:
-    raise ValueError(f'refuses to change a {type(stack[-1]).__name__} like a {kind.__name__}')
-  return stack[-1]
-
-
-def _find(name: str) -> _Global:
-  """What a name stands for here; nothing is looked up anywhere."""
-  known = {
-    'collections.OrderedDict': _Global(name, _table),
-    'torch._utils._rebuild_tensor_v2': _Global(name, _tensor),
-    'torch._utils._rebuild_parameter': _Global(name, _parameter),
-    **{f'torch.{kind}': _Global(kind) for kind in _STORAGES},
-  }
-  if name not in known:
-    raise ValueError(f'refuses {name[:100]!a}')
-  return known[name]
-
-
 def _storage(identity: Any, load: Callable[[str, str], _Storage]) -> _Storage:
   match identity:
-    case ('storage', _Global(name=kind, call=None), str() as key, str(), int() as size) if key.isdecimal():
+    case ('storage', Name(name=kind, call=None), str() as key, str(), int() as size) if key.isdecimal():
       storage = load(kind, key)
       if len(storage.values) < size:
         raise ValueError(f'storage {key} holds {len(storage.values)} values, not {size}')
@@ -232,10 +139,9 @@ def _storage(identity: Any, load: Callable[[str, str], _Storage]) -> _Storage:
   raise ValueError('it refers to something that is no storage')
 
 
-def _table(arguments: tuple[Any, ...]) -> dict[str, Any]:
-  if arguments:
-    raise ValueError('it has a table that is not filled entry by entry')
-  return {}
+def _set_state(target: Any, state: Any) -> None:
+  if type(target) is not dict:             # whose state is its modules' versions: no number depends on them
+    raise Unfit
 
 
 def _parameter(arguments: tuple[Any, ...]) -> np.ndarray:
@@ -260,3 +166,11 @@ def _tensor(arguments: tuple[Any, ...]) -> np.ndarray:
       steps = [stride * values.itemsize if size > 1 else 0 for size, stride in zip(shape, strides, strict=True)]
       return np.lib.stride_tricks.as_strided(values[offset:], shape, steps, writeable=False)
   raise ValueError('it has a tensor that is not made of storage, offset, shape and strides')
+
+
+_NAMES = {
+  'collections OrderedDict': pickle_reader.empty(dict),
+  'torch._utils _rebuild_tensor_v2': _tensor,
+  'torch._utils _rebuild_parameter': _parameter,
+  **{f'torch {kind}': None for kind in _STORAGES},
+}

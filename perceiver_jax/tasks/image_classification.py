@@ -101,10 +101,13 @@ def _batches(
 
 def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
   """{'logits': [B, E]} and, if captured, what the attentions looked at; `batch['valid']` [B, M] may mask elements."""
-  model = config.model
-  order = _order(config.data) if config.data.permutation == 'joint' else None
+  data, model = config.data, config.model
+  order = _order(data) if data.permutation == 'joint' else None
+  is_bound = order is not None or model.position.kind == 'learned'  # to the size that it was trained on
+  sides = (data.image_size, data.image_size) if is_bound else ('height', 'width')
   inputs = image_inputs(
-    batch['image'], model.stem, model.position, is_training=is_training, order=order, valid=batch.get('valid'))
+    assembly.entry(batch, 'image', *sides, data.num_channels), model.stem, model.position,
+    is_training=is_training, order=order, valid=batch.get('valid'))
   latents, captured = assembly.read(model, inputs, is_training=is_training, capture=capture)
   logits, maps = _head(config, latents, is_training)
   outputs: dict[str, Any] = {'logits': logits}

@@ -31,14 +31,14 @@ def make(config: ConfigDict) -> Task:
 def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
   """{'logits': [B, O, V]}; `batch['tokens']` [B, L] and 'valid' may be shorter than O, and 'valid' absent."""
   data, model = config.data, config.model
-  batch_size, valid = batch['tokens'].shape[0], batch.get('valid')
+  tokens, valid = assembly.entry(batch, 'tokens', 'tokens'), batch.get('valid')
   table = token_table(data.vocab_size, model.token_channels)
-  inputs = text_inputs(batch['tokens'], table, data.max_length, valid)
+  inputs = text_inputs(tokens, table, data.max_length, valid)
   latents, captured = assembly.read(model, inputs, is_training=is_training, capture=capture)
   decoder = assembly.decoder(
     model, None, num_heads=model.num_decoder_heads, qk_channels=model.decoder_qk_channels,
     v_channels=model.token_channels)
-  query = learned_query(data.max_length, model.token_channels, batch_size)
+  query = learned_query(data.max_length, model.token_channels, tokens.shape[0])
   answers, weights = decoder(
     query, latents, query_mask=_query_mask(valid, data.max_length), is_training=is_training)
   outputs: dict[str, Any] = {'logits': token_logits(answers, table)}

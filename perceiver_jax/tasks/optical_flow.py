@@ -33,10 +33,12 @@ def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bo
   `batch` holds 'frames', uint8 or float in [-1, 1], or in their place 'patches' as `frame_patches` makes them; 'valid'
   [B, M] may mask elements.
   """
-  model = config.model
-  patches = batch.get('patches')
-  if patches is None:
-    patches = frame_patches(normalised(batch['frames'], 'symmetric'), model.patch_size)
+  model, num_channels = config.model, config.data.num_channels
+  if 'patches' in batch:
+    patches = assembly.entry(batch, 'patches', 2, 'height', 'width', model.patch_size**2 * num_channels)
+  else:
+    frames = assembly.entry(batch, 'frames', 2, 'height', 'width', num_channels)
+    patches = frame_patches(normalised(frames, 'symmetric'), model.patch_size)
   batch_size, _, height, width, _ = patches.shape
   inputs = flow_inputs(
     patches, model.stem_channels, model.num_bands, model.max_resolution, separate_frames=model.separate_frames)

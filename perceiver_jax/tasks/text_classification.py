@@ -26,8 +26,9 @@ def make(config: ConfigDict) -> Task:
 def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
   """{'logits': [B, E]}; `batch['tokens']` [B, L] and 'valid' may be shorter than max_length, and 'valid' absent."""
   data, model = config.data, config.model
+  tokens = assembly.entry(batch, 'tokens', 'tokens')
   table = token_table(data.vocab_size, model.token_channels)
-  inputs = text_inputs(batch['tokens'], table, data.max_length, batch.get('valid'))
+  inputs = text_inputs(tokens, table, data.max_length, batch.get('valid'))
   latents, captured = assembly.read(model, inputs, is_training=is_training, capture=capture)
   query = learned_query(1, model.query_channels, latents.shape[0])
   answers, weights = assembly.decoder(model, data.num_classes)(query, latents, is_training=is_training)

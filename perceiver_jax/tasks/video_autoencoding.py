@@ -27,7 +27,7 @@ from perceiver_jax.core.chunks import in_chunks
 from perceiver_jax.core.input_array import InputArray
 from perceiver_jax.core.perceiver import learned_query
 from perceiver_jax.core.position_encoding import fourier_grid
-from perceiver_jax.types import Array, Batch, Field, Task
+from perceiver_jax.types import Array, Batch, Field, Task, UserError
 
 MOST_QUERY_VALUES = 2**24  # of the queries in memory at once; 64 MiB of float32
 
@@ -48,7 +48,8 @@ def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bo
 
   `batch` holds video, uint8 or float in 0..1, audio in -1..1, and a one-hot label, which the model never sees: it is
   masked out. If it holds 'video_points' [O] or 'audio_points', flat indices of pixels or audio patches, only these are
-  decoded: [B, O, 3] and [B, O * patch_size]. 'valid' [B, M] may mask elements of the packed inputs.
+  decoded: [B, O, 3] and [B, O * patch_size]. 'valid' [B, M] may mask elements of the packed inputs. Clips may be of
+  another length or size than those of the config, which say how much is decoded.
   """
   data, model = config.data, config.model
   inputs = _inputs(config, batch)
@@ -73,12 +74,14 @@ def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bo
 def _inputs(config: ConfigDict, batch: Batch) -> InputArray:
   """Patches of the video, patches of the audio, and the label as one element, which is replaced by its mask token."""
   video, audio = config.model.video, config.model.audio
-  frames = batch['video'] / 255.0 if jnp.issubdtype(batch['video'].dtype, jnp.integer) else batch['video']
+  frames = assembly.entry(batch, 'video', 'frames', 'height', 'width', 3)
+  frames = frames / 255.0 if jnp.issubdtype(frames.dtype, jnp.integer) else frames
+  sound, label = assembly.entry(batch, 'audio', 'samples'), assembly.entry(batch, 'label', config.data.num_classes)
   patches = space_to_depth(frames, video.patch_size)
   batch_size, *grid, num_channels = patches.shape
   elements = {
-    'audio': audio_inputs(batch['audio'], audio.patch_size, audio.num_bands, audio.max_resolution),
-    'label': InputArray(batch['label'][:, None]),
+    'audio': audio_inputs(sound, audio.patch_size, audio.num_bands, audio.max_resolution),
+    'label': InputArray(label[:, None]),
     'video': InputArray(
       patches.reshape(batch_size, -1, num_channels), fourier_grid(grid, video.num_bands, video.max_resolution)),
   }
@@ -99,6 +102,8 @@ def _decode(
   shape: tuple[int, ...], points: Array | None,
 ) -> jax.Array:
   """[B, O, num_outputs]: the answers at `points` [O], flat indices into a grid of `shape`, or at all its cells."""
+  if points is not None and (points.ndim != 1 or not jnp.issubdtype(points.dtype, jnp.integer)):
+    raise UserError(f'{name}_points are integers [points], not {points.dtype} {list(points.shape)}')
   bands, batch_size = model[name], latents.shape[0]
   cells = jnp.arange(math.prod(shape)) if points is None else points
 

@@ -40,6 +40,8 @@ def test_a_directory_of_ours_answers_there_as_here(name, tmp_path):
 
 def test_the_command_goes_there_and_back(tmp_path, capsys):
   each = pair('fourier')
+  names = [f'kind {i}' for i in range(each.config.data.num_classes)]
+  each.theirs.config.id2label = dict(enumerate(names))
   each.theirs.save_pretrained(tmp_path / 'theirs')
   assert convert(['convert', str(tmp_path / 'theirs'), str(tmp_path / 'ours')]) == 0
   assert convert(['convert', str(tmp_path / 'ours'), str(tmp_path / 'back'), '--to=huggingface']) == 0, (
@@ -47,3 +49,6 @@ def test_the_command_goes_there_and_back(tmp_path, capsys):
   expected = perceiver_jax.load(tmp_path / 'theirs').logits(**_host(each.inputs))
   again = perceiver_jax.load(tmp_path / 'back').logits(**_host(each.inputs))
   np.testing.assert_array_equal(again, expected)
+  image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+  for name in ('theirs', 'ours'):
+    assert set(perceiver_jax.load(tmp_path / name).predict(image, top_k=len(names)).names) == set(names)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import builtins
 import collections
 import contextlib
-import functools
 import io
 import os
 import pickle
 import struct
-import sys
 import zipfile
 from pathlib import Path
 
@@ -178,60 +175,29 @@ def test_a_nested_mapping_as_haiku_wrote_it_in_2021(tmp_path):
 
 
 class Payload:
-  def __init__(self, *reduction):
-    self.reduction = reduction
+  def __init__(self, command):
+    self.command = command
 
   def __reduce__(self):
-    return self.reduction
-
-
-def python(marker: Path) -> str:
-  return f'open({str(marker)!r}, "w").close()'
+    return os.system, (self.command,)
 
 
 def attacks(marker: Path) -> dict[str, tuple[bytes, str]]:
   """{name: (pickle, what the message must name)}."""
-  shell, code = f'touch {marker}', python(marker)
-  dump = lambda *reduction, protocol=2: pickle.dumps(Payload(*reduction), protocol)
+  shell = f'touch {marker}'
   call = b'(' + text(shell) + b'tR.'
-  hidden = pickle.dumps({'w': np.array([Payload(os.system, (shell,))], object)}, 2)
-  stacked = lambda module, name: b'\x80\4' + text(module) + text(name) + b'\x93' + call
+  hidden = pickle.dumps({'w': np.array([Payload(shell)], object)}, 2)
   return {
-    'system, protocol 2': (dump(os.system, (shell,)), 'refuses posix.system'),
-    'system, protocol 4': (dump(os.system, (shell,), protocol=4), 'refuses posix.system'),
-    'system, protocol 5': (dump(os.system, (shell,), protocol=5), 'refuses posix.system'),
-    'os.system': (b'\x80\2cos\nsystem\n' + call, 'refuses os.system'),
-    'eval': (dump(eval, (code,)), 'refuses __builtin__.eval'),
-    'exec': (dump(builtins.exec, (code,), protocol=4), 'refuses builtins.exec'),
-    'getattr': (stacked('builtins', 'getattr'), 'refuses builtins.getattr'),
-    'partial': (dump(functools.partial(os.system, shell), ()), 'refuses functools.partial'),
-    'numpy.load': (dump(np.load, (str(marker),), protocol=4), 'refuses numpy.load'),
-    'numpy.f2py': (b'\x80\2cnumpy.f2py\ncompile\n' + call, 'refuses numpy.f2py.compile'),
-    'numpy.testing': (b'\x80\2cnumpy.testing._private.utils\nrunstring\n' + call, 'runstring'),
-    'dotted name': (stacked('numpy', '_core.multiarray.os.system'), 'refuses numpy._core.multiarray.os.system'),
-    'dotted allowed name': (stacked('numpy', 'core.multiarray._reconstruct.__globals__'), 'refuses numpy.core'),
-    'our own module': (stacked('perceiver_jax.interop.pystate', 'os.system'), 'refuses perceiver_jax'),
-    'INST': (b'\x80\2(' + text(shell) + b'ios\nsystem\n.', 'INST os system'),
-    'INST of an allowed name': (b'\x80\2(' + text('f4') + b'inumpy\ndtype\n.', 'INST numpy dtype'),
-    'OBJ': (b'\x80\2(cos\nsystem\n' + text(shell) + b'o.', 'refuses os.system'),
-    'OBJ of an allowed name': (b'\x80\2(cnumpy\ndtype\n' + text('O') + b'o.', 'OBJ'),
-    'NEWOBJ': (b'\x80\2cnumpy\nndarray\n(K\2t\x81.', 'NEWOBJ'),
-    'NEWOBJ_EX': (b'\x80\4cnumpy\nndarray\n(K\2t}\x92.', 'NEWOBJ_EX'),
-    'persistent id': (b'\x80\2Pos.system\n.', 'PERSID'),
     'persistent id of an object': (b'\x80\2' + text('x') + b'Q.', 'BINPERSID'),
-    'extension registry': (b'\x80\2\x82\1.', 'EXT1'),
-    'next buffer': (b'\x80\5\x97.', 'NEXT_BUFFER'),
-    'a name that is no string': (b'\x80\4K\1K\2\x93.', 'refuses'),
-    'a call of a string': (b'\x80\2' + text('os.system') + call, 'refuses to call a str'),
+    'dotted name': (
+      b'\x80\4' + text('numpy') + text('core.multiarray._reconstruct.__globals__') + b'\x93' + call,
+      'refuses numpy.core.multiarray._reconstruct.__globals__'),
     'a call of an array type': (b'\x80\2cnumpy\nndarray\n' + call, 'refuses to call ndarray'),
-    'state of a function': (
-      b'\x80\2cnumpy\ndtype\n}' + text('call') + b'cos\nsystem\nsb.', 'refuses os.system'),
-    'state of an allowed name': (b'\x80\2cnumpy\ndtype\n}' + text('call') + b'Nsb.', 'state of dtype'),
+    'state of a name': (b'\x80\2cnumpy\ndtype\n}' + text('call') + b'Nsb.', 'state of dtype'),
     'state of a dict': (b'\x80\2}}' + text('__class__') + b'K\1sb.', 'state of a dict'),
     'state of an array': (b'\x80\2' + old_array()[:-1].replace(b'(K\1(', b'(K\2(') + b'b.', 'state of a array'),
     'codec that unpacks': (
       b'\x80\2c_codecs\nencode\n' + text('x') + text('zlib') + b'\x86R.', 'refuses to call encode'),
-    'codecs.decode': (b'\x80\2c_codecs\ndecode\n' + text('x') + text('hex') + b'\x86R.', 'refuses _codecs.decode'),
     'mapping of a payload': (
       b'\x80\2chaiku._src.data_structures\nFlatMapping\ncos\nsystem\n' + call, 'refuses os.system'),
     'mapping with a tree definition': (
@@ -260,48 +226,16 @@ def test_nothing_runs_and_the_refusal_names_it(tmp_path, name):
   assert not marker.exists()
 
 
-@pytest.mark.parametrize('name', [
-  'system, protocol 2', 'system, protocol 4', 'eval', 'exec', 'INST', 'OBJ', 'object array'])
-def test_the_payloads_do_run_in_pythons_own_reader(tmp_path, name):
+def test_the_payload_does_run_in_pythons_own_reader(tmp_path):
   marker = tmp_path / 'marker'
-  pickle.loads(attacks(marker)[name][0])
+  pickle.loads(attacks(marker)['object array'][0])
   assert marker.exists()
-
-
-def test_the_module_that_a_file_names_is_not_imported(tmp_path, monkeypatch):
-  marker = tmp_path / 'marker'
-  (tmp_path / 'module_of_the_attacker.py').write_text(python(marker))
-  monkeypatch.syspath_prepend(tmp_path)
-  name = text('module_of_the_attacker') + text('name')
-  for content in (b'\x80\2cmodule_of_the_attacker\nname\n.', b'\x80\4' + name + b'\x93.'):
-    with pytest.raises(UserError, match=r'refuses module_of_the_attacker\.name'):
-      read(content, tmp_path)
-  assert not marker.exists() and 'module_of_the_attacker' not in sys.modules
-
-
-def test_a_hostile_name_does_not_reach_the_terminal_as_it_is(tmp_path):
-  with pytest.raises(UserError) as error:
-    read(b'\x80\4' + text('\x1b[2J' + 'x' * 10_000) + text('\n\n') + b'\x93.', tmp_path)
-  assert str(error.value).isprintable() and len(str(error.value)) < 500
 
 
 # What must not hang, swell, or crash.
 
 
-def bomb() -> bytes:
-  """A list of two of a list of two of ..., a thousand times over: a few kilobytes that stand for 2 ** 1000 entries."""
-  return b'\x80\4]' + b''.join(b'\x94](h%ch%ce' % (i, i) for i in range(100)) + b'.'
-
-
 HOSTILE = {
-  'exponential': (bomb(), 'contains itself'),
-  'itself': (b'\x80\2]q\0h\0a.', 'contains itself'),
-  'itself in a dict': (b'\x80\2}q\0' + text('a') + b'h\0s.', 'contains itself'),
-  'deep': (b'\x80\2' + b']' * 10_000 + b'a' * 9_999 + b'.', 'contains itself'),
-  'deep tuples': (b'\x80\2)' + b'\x85' * 100_000 + b'.', 'contains itself'),
-  'many entries': (b'\x80\2](' + b'K\1' * 900_000 + b'eq\0](h\0h\0e.', 'more than 1000000 entries'),
-  'many instructions': (b'\x80\2' + b'N' * 1_000_001 + b'.', 'more than 1000000 instructions'),
-  'a key that takes for ever': (b'\x80\2})' + b'q\0h\0\x86' * 100 + b'K\1s.', 'refuses a tuple as a key'),
   'a string repeated': (
     b'\x80\2' + text('a' * 10_000) + b'q\0c_codecs\nencode\nq\1' + b'h\1h\0X\6\0\0\0latin1\x86R' * 500 + b'.',
     'repeats its strings'),
@@ -316,36 +250,11 @@ HOSTILE = {
   'text in an array': (pickle.dumps(np.array(['ab']), 4), 'refuses arrays of dtype U2'),
   'records in an array': (pickle.dumps(np.zeros(2, [('a', 'f4')]), 4), 'refuses arrays of dtype V4'),
   'another byte order': (pickle.dumps(np.zeros(2, '>f4'), 4), 'state of a'),
-  'a name as an entry': (b'\x80\2cnumpy\nndarray\n.', 'refuses ndarray as an entry'),
-  'bytes as an entry': (b'\x80\3C\3abc.', 'refuses a bytes as an entry'),
-  'a set': (pickle.dumps({1, 2}, 4), 'EMPTY_SET'),
-  'a number as a key': (b'\x80\2}K\1K\2s.', 'refuses a int as a key'),
-  'items of a list': (b'\x80\2]' + text('a') + b'K\2s.', 'set items of a list'),
-  'appended to a dict': (b'\x80\2}K\2a.', 'append to a dict'),
-  'half an item': (b'\x80\2}(' + text('a') + b'u.', 'cannot read'),
-  'a huge bytearray': (b'\x80\5\x96' + struct.pack('<Q', 2 ** 46) + b'abc.', 'cannot read'),
-  'a huge string': (b'\x80\4\x8d' + struct.pack('<Q', 2 ** 62) + b'abc.', 'cannot read'),
-  'a string past any size': (b'\x80\4\x8d' + b'\xff' * 8 + b'abc.', 'cannot read'),
-  'a huge number': (b'\x80\2\x8b\xff\xff\xff\x7fabc.', 'cannot read'),
-  'a number of negative length': (b'\x80\2\x8b\xff\xff\xff\xffabc.', 'cannot read'),
-  'a huge frame': (b'\x80\4\x95' + struct.pack('<Q', 2 ** 60) + b'].', None),
-  'a huge place in the memo': (b'\x80\2]r\xff\xff\xff\xff.', None),
-  'an empty stack': (b'\x80\2.', 'damaged'),
-  'a mark without a start': (b'\x80\2t.', 'damaged'),
-  'a mark past the stack': (b'\x80\2K\1((a.', 'damaged'),
-  'a tuple of too little': (b'\x80\2K\1\x87.', 'damaged'),
-  'a reference to nothing': (b'\x80\2h\7.', 'damaged'),
-  'a string that is none': (b'\x80\2X\1\0\0\0\xff.', 'cannot read'),
-  'an unknown instruction': (b'\x80\2\xff.', 'cannot read'),
-  'a name that is no ASCII': (b'\x80\2c\xff\n\xff\n.', 'cannot read'),
 }
 
 
 @pytest.mark.parametrize('content, says', HOSTILE.values(), ids=HOSTILE)
 def test_hostile_files_are_answered_in_a_line(tmp_path, content, says):
-  if says is None:                          # a lie that costs nothing is no reason to refuse
-    assert read(content, tmp_path) == []
-    return
   with pytest.raises(UserError) as error:
     read(content, tmp_path)
   assert says in str(error.value) and 'weights.pystate' in str(error.value)

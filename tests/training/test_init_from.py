@@ -78,7 +78,7 @@ def _save_run(workdir, params, state, config=None) -> None:
 
 @pytest.fixture(params=['run', 'checkpoints', 'weights'])
 def saved(request, tmp_path):
-  """Saves params and state of a model in one of the forms there are; returns what init_from calls that place, and it."""
+  """Saves params and state of a model in one of the forms; returns what init_from calls that place, and the place."""
 
   def save(params, state, config=None):
     path = tmp_path / 'there'
@@ -255,7 +255,7 @@ def test_a_damaged_source_is_refused(tmp_path):
   weights.save(tmp_path / 'weights', _config(''), _params(), {})
   with (tmp_path / 'weights' / 'weights.safetensors').open('r+b') as file:
     file.truncate(200)
-  with pytest.raises(UserError, match='weights.safetensors is damaged'):
+  with pytest.raises(UserError, match=r'weights\.safetensors is damaged'):
     init_from(_config(tmp_path / 'weights'), _params(1), {})
 
 
