@@ -127,7 +127,7 @@ def test_a_key_that_may_be_unset_is_a_placeholder():
 
 
 def _unvaried(configs: list[dict], text: str) -> list[str]:
-  """The keys that have one value in all the `configs` that have them, and are set nowhere in `text` as `config.key = value`."""
+  """The keys with one value in all `configs` that have them, and set nowhere in `text` as `config.key = value`."""
   values: dict[str, set[str]] = {}
   for config in configs:
     for key, value in config.items():

@@ -48,8 +48,9 @@ def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bo
 
   `batch` holds video, uint8 or float in 0..1, audio in -1..1, and a one-hot label, which the model never sees: it is
   masked out. If it holds 'video_points' [O] or 'audio_points', flat indices of pixels or audio patches, only these are
-  decoded: [B, O, 3] and [B, O * patch_size]. 'valid' [B, M] may mask elements of the packed inputs. Clips may be of
-  another length or size than those of the config, which say how much is decoded.
+  decoded: [B, O, 3] and [B, O * patch_size]. 'valid' [B, M] may mask elements of the packed inputs, in the order audio,
+  label, video (the authors' is audio, video, label). Clips may be of another length or size than those of the config,
+  which say how much is decoded.
   """
   data, model = config.data, config.model
   inputs = _inputs(config, batch)
@@ -112,4 +113,4 @@ def _decode(
     answers, _ = decoder(padded_query(query, _query_channels(model), f'{name}_query_padding'), latents)
     return hk.Linear(num_outputs, name=f'{name}_output')(answers)
 
-  return in_chunks(answer, len(cells), MOST_QUERY_VALUES // (batch_size * _query_channels(model)))
+  return in_chunks(answer, len(cells), max(1, MOST_QUERY_VALUES // (batch_size * _query_channels(model))))

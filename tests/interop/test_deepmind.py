@@ -100,7 +100,7 @@ def test_a_file_of_another_model_is_refused(tmp_path):
   config = _config('masked_lm', is_small=True)
   path = _write(tmp_path / 'file.pickle', _renamed(_random(template(config)), config.task)['params'])
   flow = _config('optical_flow', is_small=True)
-  with pytest.raises(UserError, match='does not fit this model: .* is unexpected'):
+  with pytest.raises(UserError, match=r'does not fit this model: .* is unexpected'):
     deepmind.load(path, flow, template(flow))
 
 

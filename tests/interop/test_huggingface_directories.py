@@ -34,7 +34,7 @@ def test_a_directory_of_ours_answers_there_as_here(name, tmp_path):
   theirs = getattr(transformers, CASES[name].architecture).from_pretrained(
     tmp_path / 'ours', attn_implementation='eager').eval()
   assert error(their_logits(theirs, each.inputs), their_logits(each.theirs, each.inputs)) <= 1e-6
-  with pytest.raises(UserError, match='cannot write .*ours'):
+  with pytest.raises(UserError, match=r'cannot write .*ours'):
     huggingface.save(tmp_path / 'ours', each.config, each.params, each.state)
 
 

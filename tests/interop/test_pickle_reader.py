@@ -146,7 +146,7 @@ def test_a_hostile_name_does_not_reach_the_terminal_as_it_is(tmp_path, read):
 
 
 def bomb() -> bytes:
-  """A list of two of a list of two of ..., a hundred times over: 700 bytes that stand for 2 ** 100 entries."""
+  """A list of two of a list of two of ..., a hundred times over: 800 bytes that stand for 2 ** 100 entries."""
   return b'\x80\4]' + b''.join(b'\x94](h%ch%ce' % (i, i) for i in range(100)) + b'.'
 
 

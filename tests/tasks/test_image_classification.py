@@ -14,6 +14,10 @@ from perceiver_jax.types import UserError
 from tests.core.test_attention import compiled, randomise
 
 ORIGINAL = {'head': 'pool', 'num_cross_attends': 8}
+IO_LEARNED = {
+  'stem': {'kind': 'conv1x1', 'channels': 256}, 'position': {'kind': 'learned', 'projection_channels': 256}}
+CONV = {'stem': {'kind': 'conv', 'channels': 64}}
+CONFIG_B = {'num_blocks': 1, 'num_self_attends_per_block': 16, 'self_widening': 4}
 NO_LATENT_TRANSFORMER = {'head': 'pool', 'num_blocks': 0, 'share_cross_attends': False}
 
 
@@ -48,7 +52,7 @@ def _shapes(config):
   batch = {'image': jax.ShapeDtypeStruct((1, data.image_size, data.image_size, data.num_channels), np.uint8)}
   function = hk.transform_with_state(functools.partial(image_classification.make(config).forward, is_training=True))
   params, state = jax.eval_shape(function.init, jax.random.key(0), batch)
-  assert not state
+  assert bool(state) == (config.model.stem.kind == 'conv')  # of BatchNorm
   return params
 
 
@@ -62,6 +66,13 @@ def _shapes(config):
   (23_760_448, {**NO_LATENT_TRANSFORMER, 'num_cross_attends': 8}),
   (34_866_028, {**NO_LATENT_TRANSFORMER, 'num_cross_attends': 12}),
   (48_189_577, {'head': 'pool', 'position': {'kind': 'learned', 'channels': 128}}),
+  (62_255_848, IO_LEARNED),
+  (55_951_080, {**IO_LEARNED, 'head': 'pool'}),
+  (48_646_522, CONV),
+  (42_341_754, {**CONV, 'head': 'pool'}),
+  (212_170_035, CONFIG_B),
+  (212_375_930, {**CONFIG_B, **CONV}),
+  (213_082_618, {**CONFIG_B, 'stem': {'kind': 'conv1x1', 'channels': 256}}),
 ])
 def test_the_models_of_the_papers_have_their_exact_number_of_parameters(total, model):
   params = _shapes(_imagenet(**model))

@@ -1,0 +1,120 @@
+"""Tiny models with random parameters, and what holds for the model of any task."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import re
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from perceiver_jax import config_file
+from perceiver_jax.inference.model import task_of, template
+from perceiver_jax.types import UserError
+from tests.core.test_attention import compiled, randomise
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def read_config(experiment, **changes):
+  """The config of 'masked_lm:debug', unlocked, with changes by dotted key."""
+  config = config_file.load(f'{ROOT}/configs/{experiment.replace(":", ".py:")}').unlock()
+  for key, value in changes.items():
+    section, _, name = key.rpartition('.')
+    config[section][name] = value
+  return config
+
+
+def num_parameters(config):
+  """Of the whole model; nothing is computed."""
+  params, _ = template(config)
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def random_params(config):
+  """A function of their names and shapes alone."""
+  params, state = template(config)
+  assert not state
+  return randomise(params)
+
+
+def model_of(config, **arguments):
+  """(batch) -> outputs on the host."""
+  forward = functools.partial(task_of(config).forward, is_training=False, **arguments)
+  apply, params = compiled(hk.transform_with_state(forward).apply), random_params(config)
+  return lambda batch: apply(params, {}, None, batch)[0]
+
+
+def assert_close(outputs, others, tolerance=1e-5):
+  """Of trees; relative to the largest value of each array."""
+  assert jax.tree.structure(outputs) == jax.tree.structure(others)
+  for found, expected in zip(jax.tree.leaves(outputs), jax.tree.leaves(others), strict=True):
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+def differ(outputs, others):
+  """The largest difference of two arrays, relative to the largest value."""
+  return np.abs(outputs - others).max() / np.abs(others).max()
+
+
+def assert_company_does_not_matter(config, batch, per_batch=()):
+  """The outputs of an example are its own. `per_batch` names entries that all examples share."""
+  model = model_of(config)
+  outputs = model(batch)
+  backwards = {name: x if name in per_batch else x[::-1] for name, x in batch.items()}
+  assert_close({name: x[::-1] for name, x in model(backwards).items()}, outputs)
+  alone = {name: x if name in per_batch else x[:1] for name, x in batch.items()}
+  assert_close(model(alone), {name: x[:1] for name, x in outputs.items()})
+  for x in outputs.values():
+    assert differ(x[0], x[1]) > 1e-3  # or nothing has been shown
+
+
+def idle_parameters(config, batch):
+  """'module/leaf' of the parameters on which no output depends, by the gradient of a random sum of all outputs.
+
+  What they are is told by gradients that vanish next to the others of their kind.
+  """
+  apply = hk.transform_with_state(functools.partial(task_of(config).forward, is_training=False)).apply
+
+  @jax.jit
+  def gradients(params):
+    def total(params):
+      outputs = apply(params, {}, None, batch)[0]
+      rng = np.random.default_rng(0)
+      return sum(jnp.sum(rng.normal(size=outputs[name].shape) * outputs[name]) for name in sorted(outputs))
+    return jax.grad(total)(params)
+
+  found = gradients(random_params(config))
+  largest = {f'{module}/{leaf}': float(jnp.abs(x).max()) for module, leaves in found.items() for leaf, x in
+             leaves.items()}
+  middle = np.median(list(largest.values()))
+  return {name for name, size in largest.items() if size < 1e-5 * middle}
+
+
+def key_biases(config):
+  """Which move all logits of a query alike, so that no softmax sees them."""
+  params, _ = template(config)
+  return {f'{module}/b' for module in params if re.search('attention/key$', module)}
+
+
+def assert_captured(config, batch, **expected):
+  """Shapes of what is captured; weights of a query sum to one; and outputs that do not know of it."""
+  outputs = model_of(config, capture=True)(batch)
+  captured = outputs.pop('captured')
+  assert {name: x.shape for name, x in captured.items()} == expected
+  for name in expected.keys() - {'latents'}:
+    np.testing.assert_allclose(captured[name].sum(-1), 1.0, rtol=1e-5, err_msg=name)
+  assert_close(outputs, model_of(config)(batch))
+
+
+def assert_refused(config, batch, message):
+  """A batch that the model does not take, with the message."""
+  task = task_of(config)
+  apply = hk.transform_with_state(functools.partial(task.forward, is_training=False)).apply
+  with pytest.raises(UserError, match=message):
+    jax.eval_shape(functools.partial(apply, template(config)[0], {}, None), batch)
