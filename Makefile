@@ -7,12 +7,14 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3.13 python3 python;
 	$$python -c '$(IS_USABLE)' >/dev/null 2>&1 && echo $$python && break; done)
 
 BIN := .venv/bin
+BIN_TF := .venv-tf/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement
+NAME ?= imagenet2012
 NUM_WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help digits test test-fast lint clean
+.PHONY: help digits imagenet test test-fast test-tf lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -20,18 +22,26 @@ help:  ## this list
 digits: .venv/.requirements  ## train Perceiver IO on handwritten digits into runs/digits (ARGS='--config.seed=1')
 	$(BIN)/python train.py --config=configs/digits.py --workdir=runs/digits $(ARGS)
 
+imagenet:  ## build ImageNet for training in DATA=DIR, from its two tars there (NAME=cifar10); see docs/data.md
+	@$(if $(DATA),,echo 'DATA is missing: the directory of the tars. For example: make imagenet DATA=/data (see docs/data.md)' >&2; exit 1)
+	@$(MAKE) --no-print-directory .venv-tf/.requirements
+	@$(BIN_TF)/python -m perceiver_jax.data.build --name='$(NAME)' --data='$(DATA)'
+
 test: .venv/.requirements-test  ## every test (ARGS='-k attention', NUM_WORKERS=8)
 	$(BIN)/python -m pytest --numprocesses $(NUM_WORKERS) --dist worksteal $(ARGS)
 
 test-fast: .venv/.requirements-test  ## the tests that need no training run
 	$(BIN)/python -m pytest --numprocesses $(NUM_WORKERS) --dist worksteal -m 'not slow' $(ARGS)
 
+test-tf: .venv/.requirements-test .venv-tf/.requirements  ## build data with TensorFlow, read it without
+	PERCEIVER_TF_PYTHON=$(BIN_TF)/python $(BIN)/python -m pytest tests/tf $(ARGS)
+
 lint: .venv/.requirements-test  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-clean:  ## remove .venv, caches and built packages; keep runs/
-	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+clean:  ## remove .venv, .venv-tf, caches and built packages; keep runs/
+	rm -rf .venv .venv-tf .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 
 # A half-installed wheel looks installed to pip, so an interrupted install starts again from an empty .venv. A .venv
 # that make did not begin, or whose user has since added a GPU's jaxlib, is only added to.
@@ -51,3 +61,11 @@ clean:  ## remove .venv, caches and built packages; keep runs/
 	@$(INSTALL) requirements-test.txt
 	@rm .venv/.unfinished
 	@touch .venv/.requirements $@
+
+# TensorFlow stays out of .venv: it is larger than all the rest, and only building data needs it.
+.venv-tf/.requirements: requirements-tf.txt
+	@$(PYTHON) -c '$(IS_USABLE)' || { echo '$(PYTHON) is not Python 3.11 or newer with venv. Then: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@$(PYTHON) -m venv --clear .venv-tf
+	@echo 'Installing requirements-tf.txt into .venv-tf: about two minutes, 2 GB'
+	@$(BIN_TF)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-tf.txt
+	@touch $@

@@ -103,17 +103,18 @@ def _images() -> dict[str, Any]:
 
 def _image_model() -> dict[str, Any]:
   return {
+    'backbone': 'perceiver',               # or a baseline: resnet50, resnet20, vit, transformer [P1 4.1]
     'head': 'query',                       # a learned query [PIO], or pool: the mean of the latents [P1 3.1]
     'query_channels': 1024,                # width of the query
     'stem': {
       'kind': 'pixels',                    # or patches, conv1x1, conv (7 x 7, BatchNorm, max-pool) [PIO A.1]
       'channels': 64,                      # of the two convolutions [code]
-      'patch_size': 4,                     # of patches, pixels; ours
+      'patch_size': 4,                     # of patches and of a vit, pixels; ours
       'padding': 'same',                   # of conv [code], or symmetric: see adapters/image.py
       'normalisation': 'symmetric',        # of uint8 to [-1, 1]; or imagenet, by its mean and deviation [code]
     },
     'position': {
-      'kind': 'fourier',                   # or learned
+      'kind': 'fourier',                   # or learned; of a baseline also none
       'num_bands': 64,                     # of fourier, per axis
       'max_resolution': placeholder(tuple),  # (height, width), twice the highest frequencies; unset, those of the grid
       'spacing': 'linear',                 # of the bands, or log (arXiv v1 of P1)
@@ -156,7 +157,9 @@ def debug_images(config: ConfigDict) -> None:
   """`debug`, and the model of an image."""
   debug(config)
   config.model.query_channels = 16
-  config.model.stem.channels = 8
+  config.model.stem.update({'channels': 8, 'patch_size': min(config.model.stem.patch_size, 4)})
   config.model.position.update({'num_bands': 4, 'channels': 16})
   if config.model.position.projection_channels:
     config.model.position.projection_channels = 16
+  if config.model.backbone == 'resnet50':
+    config.model.backbone = 'resnet20'

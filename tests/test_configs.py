@@ -82,7 +82,7 @@ def test_a_config_says_its_paper_command_cost_result_and_variants(family):
 @pytest.mark.parametrize('family', FAMILIES)
 def test_the_command_in_a_config_is_one_that_is_understood(family, monkeypatch):
   monkeypatch.chdir(ROOT)
-  command = re.search(r'^Command: python (.*(?:\\\n.*)*)$', FAMILIES[family].__doc__, re.MULTILINE)
+  command = re.search(r'^Command: python ((?:.*\\\n)*.*)$', FAMILIES[family].__doc__, re.MULTILINE)
   arguments = shlex.split(command[1].replace('\\\n', ''))
   if arguments[:2] == ['-m', 'perceiver_jax.predict']:  # there is no training data for it yet
     model, path, inputs, _ = predict._read(arguments[1:]).args

@@ -15,6 +15,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,8 +25,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+import perceiver_jax.inference
 import perceiver_jax.tasks
-from perceiver_jax import config_file, losses, metrics
+from perceiver_jax import config_file, losses, metrics, weights
 from perceiver_jax.types import Batch, Field, Task
 from tests.test_laws import DATA_LIBRARIES, NUMERICS
 
@@ -116,12 +118,19 @@ def test_importing_the_package_loads_nothing_else():
 
 
 def data_libraries_of_inference() -> list[str]:
-  """Which of them this process has loaded once every task is imported and every family of experiments was applied."""
-  for module in pkgutil.iter_modules(perceiver_jax.tasks.__path__):
-    importlib.import_module(f'perceiver_jax.tasks.{module.name}')
+  """Which of them this process has loaded once tasks and inference are imported, and a model has said what it sees."""
+  for package in (perceiver_jax.tasks, perceiver_jax.inference):
+    for module in pkgutil.iter_modules(package.__path__):
+      importlib.import_module(f'{package.__name__}.{module.name}')
   for experiment in SMALL_EXPERIMENTS:
     _shapes(experiment)
-  return sorted(DATA_LIBRARIES & {name.partition('.')[0] for name in sys.modules})
+  config, _ = _task('configs/imagenet.py:debug')
+  params, state = importlib.import_module('perceiver_jax.inference.model').template(config)
+  with tempfile.TemporaryDirectory() as root:
+    weights.save(f'{root}/model', config, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params), state)
+    predictor = perceiver_jax.load(f'{root}/model')
+  assert len(predictor.predict(np.zeros((20, 30, 3), np.uint8)).names) == 5
+  return sorted((DATA_LIBRARIES | {'orbax'}) & {name.partition('.')[0] for name in sys.modules})
 
 
 @pytest.mark.slow
@@ -142,7 +151,8 @@ def _haikus_names() -> set[str]:
 
 @pytest.mark.parametrize('experiment', EXPERIMENTS)
 def test_every_parameter_is_named_by_a_person(experiment):
-  paths = [tuple(path.split('/')) for path in _parameters(experiment)]
+  # Baselines are made of Haiku's own networks, whose paths have a ~.
+  paths = [tuple(part for part in path.split('/') if part != '~') for path in _parameters(experiment)]
   modules = {path[:length] for path in paths for length in range(1, len(path))}
   assert {path[-1] for path in paths} <= LEAVES
   wrong = []

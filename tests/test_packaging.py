@@ -58,7 +58,7 @@ def _imported_distributions(*places: str) -> dict[str, str]:
   }
 
 
-@pytest.mark.parametrize('name', ['requirements.txt', 'requirements-test.txt'])
+@pytest.mark.parametrize('name', ['requirements.txt', 'requirements-test.txt', 'requirements-tf.txt'])
 @pytest.mark.parametrize('python', PYTHONS)
 def test_each_python_gets_exactly_one_exact_version_of_each_requirement(name, python):
   requirements = _requirements(name)
@@ -76,7 +76,7 @@ def test_this_environment_has_the_pinned_versions():
 
 
 def test_every_library_we_import_is_declared():
-  declared = _names(_requirements('requirements.txt') + _extras())
+  declared = _names(_requirements('requirements.txt') + _requirements('requirements-tf.txt') + _extras())
   imported = _imported_distributions(*PACKAGES, 'train.py', 'eval.py')
   assert {'jax', 'dm-haiku', 'numpy'} <= imported.keys()
   assert {name: file for name, file in imported.items() if name not in declared} == {}

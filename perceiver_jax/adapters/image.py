@@ -74,10 +74,16 @@ def _stem(image: jax.Array, stem: ConfigDict, is_training: bool) -> Array:
   if stem.kind == 'patches':
     return space_to_depth(image, stem.patch_size)
   if stem.kind == 'conv1x1':
-    return hk.Conv2D(stem.channels, 1, name='stem')(image)
+    return hk.Conv2D(stem.channels, 1, name='stem')(as_parameters(image))
   if stem.kind == 'conv':
-    return ConvStem(stem.channels, stem.padding)(image, is_training=is_training)
+    return ConvStem(stem.channels, stem.padding)(as_parameters(image), is_training=is_training)
   raise UserError(f"model.stem.kind is 'pixels', 'patches', 'conv1x1' or 'conv', not {stem.kind!r}")
+
+
+def as_parameters(image: Array) -> jax.Array:
+  """The image in the dtype of the model's parameters: a convolution takes no other. They are float32 when made."""
+  dtypes = [x.dtype for x in jax.tree.leaves(hk.get_params())]
+  return jnp.asarray(image, dtypes[0] if dtypes else jnp.float32)
 
 
 class ConvStem(hk.Module):

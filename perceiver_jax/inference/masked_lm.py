@@ -56,11 +56,12 @@ def predict(
   outputs = model.run({'tokens': tokens[None], 'valid': valid[None]}, capture=capture)
   probabilities = tuple(np.asarray(jax.nn.softmax(outputs['logits'][0, start:end])) for start, end in byte_spans)
   best = [byte_tokenizer.NUM_SPECIAL + each[:, byte_tokenizer.NUM_SPECIAL:].argmax(-1) for each in probabilities]
+  filled = tokens[:len(raw)].copy()
   for (start, end), ids in zip(byte_spans, best, strict=True):
-    tokens[start:end] = ids
+    filled[start:end] = ids
   guesses = tuple(byte_tokenizer.decode(ids) for ids in best)
-  filled = byte_tokenizer.decode(tokens[:len(raw)])
-  return Filled(filled, tuple(byte_spans), guesses, tuple(hidden), probabilities, outputs.get('captured'))
+  return Filled(
+    byte_tokenizer.decode(filled), tuple(byte_spans), guesses, tuple(hidden), probabilities, outputs.get('captured'))
 
 
 def _marked(text: str) -> tuple[bytes, list[tuple[int, int]], list[str | None]]:
@@ -70,7 +71,7 @@ def _marked(text: str) -> tuple[bytes, list[tuple[int, int]], list[str | None]]:
   for outside, inside in re.findall(r'([^\[]*)(\[[^\[\]]*\]|\[|$)', text):
     raw += byte_tokenizer.decode_bytes(byte_tokenizer.encode(outside))
     if inside == '[':
-      raise UserError(f'a [ without its ] in the text: ...{outside[-20:]}[ (a text with brackets of its own needs spans=)')
+      raise UserError(f'a [ without its ] in the text: ...{outside[-20:]}[ (for a text with its own brackets: spans=)')
     if inside not in ('', '[]'):
       is_known = inside != '[MASK]'
       within = byte_tokenizer.decode_bytes(byte_tokenizer.encode(inside[1:-1])) if is_known else b' '

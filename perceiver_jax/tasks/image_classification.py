@@ -2,7 +2,10 @@
 
   image [B, H, W, C] -> image_inputs [B, M, F + P] -> latents [B, N, D] -> logits [B, E]
 
-One trained query decodes the latents (Perceiver IO), or their mean is projected (Perceiver).
+One trained query decodes the latents (Perceiver IO), or their mean is projected (Perceiver). What the papers compare
+them with, the baselines, goes another way, with the same data, loss and loop:
+
+  image [B, H, W, C] -> pixel_grid [B, H, W, C + P] -> logits [B, E]
 """
 
 from __future__ import annotations
@@ -21,18 +24,29 @@ from ml_collections import ConfigDict
 
 from perceiver_jax import losses, metrics
 from perceiver_jax.adapters.image import image_inputs
+from perceiver_jax.baselines.pixels import pixel_grid
+from perceiver_jax.baselines.resnet import resnet20, resnet50
+from perceiver_jax.baselines.transformer import transformer
+from perceiver_jax.baselines.vit import vit
 from perceiver_jax.core import assembly
+from perceiver_jax.core.input_array import InputArray
 from perceiver_jax.core.perceiver import learned_query, pool
 from perceiver_jax.types import Batch, Field, History, Mean, Spec, Task, UserError
+
+BASELINES = ('resnet50', 'resnet20', 'vit', 'transformer')
 
 
 def make(config: ConfigDict) -> Task:
   """The task; raises UserError where the config asks for something that does not exist."""
-  data = config.data
+  data, model = config.data, config.model
+  if model.backbone not in ('perceiver', *BASELINES):
+    raise UserError(f"model.backbone is 'perceiver' or one of {', '.join(BASELINES)}, not {model.backbone!r}")
+  if model.backbone in BASELINES and model.stem.kind != 'pixels':
+    raise UserError(f'model.backbone={model.backbone!r} reads pixels: it has no stem.kind={model.stem.kind!r}')
   if data.permutation not in ('none', 'joint', 'pixels'):
     raise UserError(f"data.permutation is 'none', 'joint' or 'pixels', not {data.permutation!r}")
-  if data.permutation == 'joint' and config.model.stem.kind not in ('pixels', 'conv1x1'):
-    raise UserError(f'data.permutation=joint needs an element for each pixel, not stem.kind={config.model.stem.kind!r}')
+  if data.permutation == 'joint' and model.stem.kind not in ('pixels', 'conv1x1'):
+    raise UserError(f'data.permutation=joint needs an element for each pixel, not stem.kind={model.stem.kind!r}')
   if data.num_classes is None:
     raise UserError('data.num_classes is not set: how many classes are there? --config.data.num_classes=10')
   names = _data_names()
@@ -100,20 +114,49 @@ def _batches(
 
 
 def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
-  """{'logits': [B, E]} and, if captured, what the attentions looked at; `batch['valid']` [B, M] may mask elements."""
+  """{'logits': [B, E]} and, if captured, what the attentions looked at: {'captured': {}} of a baseline.
+
+  `batch['valid']` [B, M] may mask the elements of a Perceiver.
+  """
   data, model = config.data, config.model
   order = _order(data) if data.permutation == 'joint' else None
-  is_bound = order is not None or model.position.kind == 'learned'  # to the size that it was trained on
+  # To the size that it was trained on.
+  is_bound = order is not None or model.position.kind == 'learned' or model.backbone == 'vit'
   sides = (data.image_size, data.image_size) if is_bound else ('height', 'width')
-  inputs = image_inputs(
-    assembly.entry(batch, 'image', *sides, data.num_channels), model.stem, model.position,
-    is_training=is_training, order=order, valid=batch.get('valid'))
-  latents, captured = assembly.read(model, inputs, is_training=is_training, capture=capture)
+  image = assembly.entry(batch, 'image', *sides, data.num_channels)
+  captured: dict[str, jax.Array] = {}
+  if model.backbone in BASELINES:
+    if 'valid' in batch:
+      raise UserError(f'model.backbone={model.backbone!r} reads whole images: it can leave out no element by `valid`')
+    logits = _baseline(config, pixel_grid(image, model, order=order), is_training)
+  else:
+    inputs = image_inputs(
+      image, model.stem, model.position, is_training=is_training, order=order, valid=batch.get('valid'))
+    logits, captured = _perceiver(config, inputs, is_training, capture)
+  return {'logits': logits, 'captured': captured} if capture else {'logits': logits}
+
+
+def _baseline(config: ConfigDict, pixels: jax.Array, is_training: bool) -> jax.Array:
+  """pixels [B, H, W, C + P] -> logits [B, E]"""
+  model, num_classes = config.model, config.data.num_classes
+  match model.backbone:
+    case 'resnet50':
+      return resnet50(pixels, num_classes, is_training=is_training)
+    case 'resnet20':
+      return resnet20(pixels, num_classes, is_training=is_training)
+    case 'vit':
+      return vit(pixels, num_classes, model, is_training=is_training)
+    case _:
+      return transformer(pixels, num_classes, model, is_training=is_training)
+
+
+def _perceiver(
+  config: ConfigDict, inputs: InputArray, is_training: bool, capture: bool,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Logits [B, E], and what was captured."""
+  latents, captured = assembly.read(config.model, inputs, is_training=is_training, capture=capture)
   logits, maps = _head(config, latents, is_training)
-  outputs: dict[str, Any] = {'logits': logits}
-  if capture:
-    outputs['captured'] = {**captured, **maps}
-  return outputs
+  return logits, {**captured, **maps} if capture else {}
 
 
 def _head(config: ConfigDict, latents: jax.Array, is_training: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -154,18 +197,21 @@ def _draw(
   pictures = {name: np.concatenate([batch[name] for batch in some]) for name in some[0]}
   # A map is as large as all latents by all pixels: four pictures are enough.
   captured = predict({name: rows[:4] for name, rows in pictures.items()}, capture=True)['captured']
-  attention = captured['cross_attends'].mean(axis=2)  # over heads: [T, B, N, M]
+  real = pictures['mask'] > 0
+  # Over heads: [T, B, N, M].
+  attention = captured['cross_attends'].mean(axis=2)[:, real[:4]] if 'cross_attends' in captured else None
   if (order := _order(config.data)) is not None:
     home = np.argsort(order)
-    pictures['image'], attention = permute_pixels(pictures['image'], home), attention[..., home]
-  real = pictures['mask'] > 0
+    pictures['image'] = permute_pixels(pictures['image'], home)
+    # Of pixels that moved alone, a stem makes elements that have no place in the picture.
+    attention = attention[..., home] if attention is not None and attention.shape[-1] == len(home) else None
   visualize.classification_summary(
     path,
     history=history,
     images=pictures['image'][real],
     labels=pictures['label'][real],
     probabilities=np.asarray(jax.nn.softmax(logits[real])),
-    attention=attention[:, real[:4]],
+    attention=attention,
     class_names=load('test').class_names,
     title=f'{config.data.name}, test accuracy {history[-1]["test/accuracy"]:.1%}',
   )

@@ -54,13 +54,14 @@ def classification_summary(
     labels: [B] integers.
     probabilities: [B, E] floats.
     attention: [T, A, N, M] softmax weights of T cross-attends, mean over heads, for the first A images; the M = H * W
-      pixels are in row-major order. None leaves that panel out.
+      pixels, or the cells of a coarser grid of the same proportions, are in row-major order. None, as of a model
+      without cross-attends, leaves that panel out.
     class_names: E names.
     title: one line.
 
   Raises:
     UserError: the file cannot be written.
-    ValueError: `attention` is not over the pixels of `images`.
+    ValueError: `attention` is not over the pixels of `images`, nor over such a grid.
   """
   figure = new_figure(HEIGHT, title)
   widths = (400, 480, 520) if attention is not None else (400, 1000)
@@ -125,12 +126,12 @@ def mistakes_first(is_wrong: np.ndarray, labels: np.ndarray, count: int, *, at_m
 
 def attention_maps(panel: SubFigure, images: np.ndarray, labels: np.ndarray, attention: np.ndarray) -> None:
   """A few latents' attention over a few images, in the first and (where there are several) the last cross-attend."""
-  num_turns, num_images, _, num_pixels = attention.shape
-  if num_pixels != images.shape[1] * images.shape[2]:
-    raise ValueError(f'attention over {num_pixels} pixels does not fit images of {images.shape[1]} x {images.shape[2]}')
+  num_turns, num_images, _, num_cells = attention.shape
+  grid = cells_of(images.shape[1:3], num_cells)
   turns = {'': 0} if num_turns == 1 else {'first': 0, 'last': num_turns - 1}
   which = 'averaged over heads' if num_turns == 1 else f'first and last of {num_turns} cross-attends'
-  page = page_of(panel, 'Where latents look', f'attention over the pixels, {which}')
+  over = 'the pixels' if grid == images.shape[1:3] else f'{grid[0]} x {grid[1]} cells'
+  page = page_of(panel, 'Where latents look', f'attention over {over}, {which}')
   left, top, width, height = body(page)
   examples = different_examples(labels[:num_images], 4 // len(turns))
   room = (height - 60) / (len(examples) * len(turns))
@@ -142,11 +143,20 @@ def attention_maps(panel: SubFigure, images: np.ndarray, labels: np.ndarray, att
   column_names(page, centres, latents, top + 6)
   top += 18
   for i in examples:
-    rows = [(name, share_of_peak(attention[turn, i, latents]).reshape(-1, *images.shape[1:3]))
-            for name, turn in turns.items()]
+    rows = [(name, share_of_peak(attention[turn, i, latents]).reshape(-1, *grid)) for name, turn in turns.items()]
     show_image(page, images[i], centres[0], top + (len(rows) - 1) * row_height(size) / 2, size)
     top = attention_rows(page, images[i], rows, centres, top, size)
   brightness_key(page, min(centres[1] - size[0] / 2, left + width - 316), top + 10)
+
+
+def cells_of(shape: tuple[int, ...], num_cells: int) -> tuple[int, int]:
+  """Rows and columns of `num_cells` cells in the proportions of an image [H, W]; ValueError where there are none."""
+  height, width = shape
+  rows = round(math.sqrt(num_cells * height / width))
+  columns = round(math.sqrt(num_cells * width / height))
+  if rows * columns != num_cells or rows > height:
+    raise ValueError(f'attention over {num_cells} cells does not fit images of {height} x {width}')
+  return rows, columns
 
 
 def different_examples(labels: np.ndarray, count: int) -> list[int]:

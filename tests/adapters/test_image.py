@@ -184,3 +184,14 @@ def test_a_learned_position_may_be_projected():
   assert params['positions_projection']['w'].shape == (7, 9)
   expected = params['positions']['table'] @ params['positions_projection']['w'] + params['positions_projection']['b']
   np.testing.assert_allclose(function.apply(params, None, IMAGE), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('kind', ['conv1x1', 'conv'])
+def test_a_convolution_computes_in_the_dtype_of_its_parameters(kind):
+  function = hk.transform_with_state(lambda image: image_inputs(image, _stem(kind), _position(), is_training=True))
+  params, state = function.init(jax.random.key(0), IMAGE)
+  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+  inputs, _ = function.apply(half, state, None, IMAGE)
+  expected, _ = function.apply(params, state, None, IMAGE)
+  assert inputs.features.dtype == jnp.bfloat16
+  np.testing.assert_allclose(inputs.features.astype(jnp.float32), expected.features, atol=0.1)

@@ -6,6 +6,7 @@ import haiku as hk
 import jax
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from configs import common
 from perceiver_jax.data.permutation import permutation
@@ -156,6 +157,22 @@ def test_the_logits_of_a_picture_do_not_depend_on_its_company():
   logits = model(_pictures())['logits']
   assert (logits.shape, logits.dtype) == ((4, 10), np.float32)
   np.testing.assert_allclose(model(backwards)['logits'][::-1], logits, rtol=1e-5, atol=1e-6)
+
+
+PATCHES = {'stem': {'kind': 'patches', 'patch_size': 2}}
+
+
+@pytest.mark.parametrize(('permutation', 'model', 'has_maps'), [
+  ('none', {}, True), ('joint', PERCEIVER, True), ('none', PATCHES, True), ('pixels', PATCHES, False),
+  ('joint', {'backbone': 'transformer'}, False)])
+def test_every_kind_of_model_is_drawn(permutation, model, has_maps, tmp_path):
+  config, path = _digits(permutation, **model), tmp_path / 'summary.png'
+  models = {capture: _model(config, capture) for capture in (False, True)}
+  image_classification.make(config).draw(
+    lambda batch, capture=False: models[capture](batch), [{'step': 1, 'test/accuracy': 0.5}], str(path))
+  picture = imread(path)[..., :3]
+  heading = picture[55:80, 900:1060]  # 'Where latents look', or the first row of a wider grid of pictures
+  assert (heading.min() < 0.5) == has_maps
 
 
 # What counts.

@@ -91,7 +91,7 @@ def test_every_parameter_reaches_the_logits(config):
 
 def test_what_is_captured(config):
   tiny.assert_captured(
-    config, {'tokens': TOKENS}, cross_attends=(1, 3, 2, 4, LENGTH), latents=(3, 4, 16), self_attends=(1, 1, 3, 2, 4, 4),
+    config, {'tokens': TOKENS}, cross_attends=(1, 3, 2, 4, LENGTH), latents=(3, 4, 16), self_attends=(2, 1, 3, 2, 4, 4),
     decoder=(3, 2, LENGTH, 4))
 
 

@@ -46,6 +46,14 @@ def _outputs(config: ConfigDict, batch=BATCH, **kwargs):
   return jax.jit(run)(jax.random.key(0))
 
 
+@pytest.mark.parametrize(('backbone', 'part'), [
+  ('perceiver', 'encoder/latents'), ('resnet50', 'resnet50/~/logits/w'), ('resnet20', 'group_2/~/block_2/~/conv_1/w'),
+  ('vit', 'class_token/table'), ('transformer', 'tokens/w')])
+def test_the_model_is_the_one_that_the_config_says(config, backbone, part):
+  config.model.backbone = backbone
+  assert part in _shapes(config)
+
+
 def test_blocks_share_their_parameters_or_not(config):
   shared = _shapes(config)
   config.model.share_blocks = False

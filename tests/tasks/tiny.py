@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from perceiver_jax import config_file
-from perceiver_jax.inference.model import task_of, template
+from perceiver_jax.inference.model import build, task_of, template
 from perceiver_jax.types import UserError
 from tests.core.test_attention import compiled, randomise
 
@@ -23,9 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def read_config(experiment, **changes):
   """The config of 'masked_lm:debug', unlocked, with changes by dotted key."""
   config = config_file.load(f'{ROOT}/configs/{experiment.replace(":", ".py:")}').unlock()
-  for key, value in changes.items():
-    section, _, name = key.rpartition('.')
-    config[section][name] = value
+  config.update_from_flattened_dict(changes)
   return config
 
 
@@ -35,17 +33,30 @@ def num_parameters(config):
   return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def random_params(config):
-  """A function of their names and shapes alone."""
+def random_trees(config):
+  """(params, state), a function of their names and shapes alone."""
   params, state = template(config)
+  rng = np.random.default_rng(0)
+  # Variances are not negative.
+  return randomise(params), jax.tree.map(lambda x: np.abs(rng.normal(size=x.shape)).astype(x.dtype), state)
+
+
+def random_params(config):
+  """The same, of a model without state."""
+  params, state = random_trees(config)
   assert not state
-  return randomise(params)
+  return params
 
 
-def model_of(config, **arguments):
+def random_model(config):
+  """What `perceiver_jax.inference` predicts with."""
+  return build(config, *random_trees(config))
+
+
+def model_of(config, params=None, **arguments):
   """(batch) -> outputs on the host."""
   forward = functools.partial(task_of(config).forward, is_training=False, **arguments)
-  apply, params = compiled(hk.transform_with_state(forward).apply), random_params(config)
+  apply, params = compiled(hk.transform_with_state(forward).apply), params or random_params(config)
   return lambda batch: apply(params, {}, None, batch)[0]
 
 
@@ -81,17 +92,14 @@ def idle_parameters(config, batch):
   """
   apply = hk.transform_with_state(functools.partial(task_of(config).forward, is_training=False)).apply
 
-  @jax.jit
-  def gradients(params):
-    def total(params):
-      outputs = apply(params, {}, None, batch)[0]
-      rng = np.random.default_rng(0)
-      return sum(jnp.sum(rng.normal(size=outputs[name].shape) * outputs[name]) for name in sorted(outputs))
-    return jax.grad(total)(params)
+  def total(params):
+    outputs = apply(params, {}, None, batch)[0]
+    rng = np.random.default_rng(0)
+    return sum(jnp.sum(rng.normal(size=outputs[name].shape) * outputs[name]) for name in sorted(outputs))
 
-  found = gradients(random_params(config))
-  largest = {f'{module}/{leaf}': float(jnp.abs(x).max()) for module, leaves in found.items() for leaf, x in
-             leaves.items()}
+  gradients = compiled(jax.grad(total))(random_params(config))
+  largest = {
+    f'{module}/{leaf}': np.abs(x).max() for module, leaves in gradients.items() for leaf, x in leaves.items()}
   middle = np.median(list(largest.values()))
   return {name for name, size in largest.items() if size < 1e-5 * middle}
 
@@ -117,4 +125,4 @@ def assert_refused(config, batch, message):
   task = task_of(config)
   apply = hk.transform_with_state(functools.partial(task.forward, is_training=False)).apply
   with pytest.raises(UserError, match=message):
-    jax.eval_shape(functools.partial(apply, template(config)[0], {}, None), batch)
+    jax.eval_shape(lambda params, batch: apply(params, {}, None, batch)[0], template(config)[0], batch)

@@ -16,6 +16,7 @@ from perceiver_jax import visualize
 from perceiver_jax.visualize.canvas import RED
 from perceiver_jax.visualize.classification import (
   attention_maps,
+  cells_of,
   different_examples,
   mistakes_first,
   prediction_grid,
@@ -59,6 +60,7 @@ CASES = {
   'flat images': run(9, shape=(2, 40, 3), num_cross_attends=2),
   'tall images, one latent, NaN': run(9, (40, 8, 1), num_latents=1, history=[{'step': 1, 'train/loss': np.nan}]),
   'no attention': run(12, attention=None),
+  'attention over patches': run(4, shape=(32, 32, 3), attention=np.eye(16)[None, None].repeat(4, axis=1)),
   'even attention': run(3, attention=np.full((1, 3, 4, 64), 1 / 64)),
 }
 
@@ -181,8 +183,26 @@ def test_a_new_picture_replaces_the_old_one_whole(plain, tmp_path):
 
 
 def test_attention_over_other_pixels_than_the_pictures_is_refused(tmp_path):
-  with pytest.raises(ValueError, match='attention over 9 pixels does not fit images of 8 x 8'):
-    draw(tmp_path / 'summary.png', **run(2, attention=np.ones((1, 2, 4, 9)) / 9))
+  for num_cells in (10, 100):
+    with pytest.raises(ValueError, match=f'attention over {num_cells} cells does not fit images of 8 x 8'):
+      draw(tmp_path / 'summary.png', **run(2, attention=np.full((1, 2, 4, num_cells), 1 / num_cells)))
+
+
+@pytest.mark.parametrize(('shape', 'num_cells', 'grid'), [
+  ((224, 224), 50_176, (224, 224)), ((224, 224), 3_136, (56, 56)), ((224, 224), 55 * 55, (55, 55)),
+  ((2, 40), 80, (2, 40)), ((4, 40), 10, (1, 10)), ((8, 12), 24, (4, 6)), ((8, 8), 1, (1, 1))])
+def test_cells_have_the_proportions_of_their_image(shape, num_cells, grid):
+  assert cells_of(shape, num_cells) == grid
+
+
+def test_attention_over_patches_is_shown_as_that_over_their_pixels(tmp_path):
+  generator = np.random.default_rng(0)
+  coarse = generator.dirichlet(np.ones(16), size=(1, 8, 6))
+  fine = coarse.reshape(1, 8, 6, 4, 4).repeat(2, axis=3).repeat(2, axis=4).reshape(1, 8, 6, 64) / 4
+  one = draw(tmp_path / 'coarse.png', **CASES['plain'] | {'attention': coarse})
+  other = draw(tmp_path / 'fine.png', **CASES['plain'] | {'attention': fine})
+  assert (one[110:] == other[110:]).all()
+  assert (one[:110] != other[:110]).any()  # which says 4 x 4 cells
 
 
 def test_attention_may_cover_only_the_first_images():

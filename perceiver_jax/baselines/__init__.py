@@ -1,0 +1,1 @@
+"""What the papers compare a Perceiver with: one function per model, from pixels to logits."""

@@ -1,0 +1,188 @@
+"""What is in a picture: how it is cut, what is taken for one, and which classes are named."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+
+from perceiver_jax.inference.image_classification import central_crop, predict, resized
+from perceiver_jax.inference.model import check_image
+from perceiver_jax.types import UserError
+from tests.tasks.tiny import random_model, read_config
+
+RNG = np.random.default_rng(0)
+PICTURE = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope='module')
+def model():
+  """On pictures of 16 x 16 pixels, with 5 classes."""
+  return random_model(read_config('imagenet:debug'))
+
+
+# The crop.
+
+
+def _weights(length, size):
+  """[size, length]: the kernel of Keys with a = -0.5 about each output pixel's centre; beyond the border is nothing."""
+  place = (np.arange(size) + 0.5) * length / size - 0.5
+  x = np.abs(place[:, None] - np.arange(length))
+  inner, outer = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+  weights = np.where(x < 1, inner, np.where(x < 2, outer, 0))
+  return weights / weights.sum(1, keepdims=True)
+
+
+def _reference(image, size):
+  height, width, _ = image.shape
+  side = int(224 / 256 * min(height, width))
+  top, left = (height - side + 1) // 2, (width - side + 1) // 2
+  cut = image[top:top + side, left:left + side].astype(float)
+  both = np.einsum('ih,jw,hwc->ijc', _weights(side, size), _weights(side, size), cut)
+  return np.clip(both, 0, 255)
+
+
+@pytest.mark.parametrize('shape, size', [
+  ((20, 30), 16), ((31, 20), 16), ((33, 33), 16), ((9, 40), 16), ((300, 257), 224), ((17, 16), 16),
+])
+def test_the_central_square_is_cut_and_resized_by_cubics(shape, size):
+  image = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
+  found = central_crop(image, size)
+  assert (found.shape, found.dtype) == ((size, size, 3), np.uint8)
+  assert np.abs(found - _reference(image, size)).max() < 0.51
+
+
+def test_the_square_is_where_the_authors_have_it():
+  """224 / 256 of the shorter side, and where it cannot be in the middle, a pixel further to the bottom right."""
+  rows, columns = np.meshgrid(np.arange(257), np.arange(300), indexing='ij')
+  image = np.stack([rows % 256, columns % 256, rows // 256], -1).astype(np.uint8)
+  crop = central_crop(image, 224)          # int(224.875) = 224: cut, not resized
+  np.testing.assert_array_equal(crop, image[17:17 + 224, 38:38 + 224])
+
+
+def test_a_picture_of_the_right_size_stays_as_it_is():
+  image = RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+  assert central_crop(image, 16) is image
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 255))
+def test_pictures_of_every_size_have_a_crop_and_one_colour_stays_it(height, width, level):
+  crop = central_crop(np.full((height, width, 3), level, np.uint8), 8)
+  np.testing.assert_array_equal(crop, np.full((8, 8, 3), level))
+
+
+def test_frames_are_resized_one_by_one():
+  frames = RNG.integers(0, 256, (2, 9, 7, 3), dtype=np.uint8)
+  np.testing.assert_array_equal(
+    resized(frames, (5, 6)), np.stack([resized(frame, (5, 6)) for frame in frames]))
+
+
+# What is taken for a picture.
+
+
+@pytest.mark.parametrize('image, expected', [
+  (PICTURE, PICTURE),
+  (PICTURE[..., 0], PICTURE[..., [0, 0, 0]]),
+  (PICTURE[..., :1], PICTURE[..., [0, 0, 0]]),
+  (np.dstack([PICTURE, PICTURE[..., 0]]), PICTURE),
+  (Image.fromarray(PICTURE), PICTURE),
+  (Image.fromarray(PICTURE[..., 0]), PICTURE[..., [0, 0, 0]]),
+  (Image.fromarray(np.dstack([PICTURE, PICTURE[..., 0]])), PICTURE),
+  (Image.fromarray(PICTURE[..., :2], 'LA'), PICTURE[..., [0, 0, 0]]),
+  (Image.fromarray(PICTURE // 128 * 255).quantize(8), PICTURE // 128 * 255),
+  (Image.fromarray(PICTURE[..., 0] > 127), (PICTURE[..., [0, 0, 0]] > 127) * 255),
+], ids=['array', 'grey', 'one channel', 'transparent', 'pil', 'pil grey', 'pil transparent',
+        'pil grey transparent', 'pil palette', 'pil black and white'])
+def test_pictures_of_every_kind_become_red_green_and_blue(image, expected):
+  found = check_image(image, 'an image')
+  assert found.dtype == np.uint8
+  np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize('image, message', [
+  (np.zeros((8, 8, 3), np.float32), r'an image is uint8, 0 to 255, not float32: multiply by 255'),
+  (np.zeros((8, 8, 3), int), r'not int64'),
+  (np.zeros((8, 8), np.uint16), r'not uint16'),
+  (np.zeros((8, 8, 3), bool), r'not bool'),
+  (Image.fromarray(np.zeros((8, 8), np.uint16)), r'not uint16'),
+  (np.zeros((3, 8, 8), np.uint8), r'an image is \[height, width, 3\], not \[3, 8, 8\]'),
+  (np.zeros((1, 8, 8, 3), np.uint8), r'not \[1, 8, 8, 3\]'),
+  (np.zeros(8, np.uint8), r'not \[8\]'),
+  (np.zeros((0, 8, 3), np.uint8), r'not \[0, 8, 3\]'),
+  (None, r'not \[\]'),
+  ('dog.png', r'not \[\]'),
+])
+def test_what_is_no_picture_is_the_users_mistake(model, image, message):
+  with pytest.raises(UserError, match=message):
+    predict(model, image)
+
+
+# What is said of it.
+
+
+def test_the_most_probable_classes_come_first(model):
+  found = predict(model, PICTURE, top_k=5)
+  logits = model.run({'image': central_crop(PICTURE, 16)[None]})['logits'][0].astype(float)
+  expected = np.exp(logits) / np.exp(logits).sum()
+  np.testing.assert_array_equal(found.indices, np.argsort(-expected))
+  np.testing.assert_allclose(found.probabilities, np.sort(expected)[::-1], rtol=1e-5)
+  assert found.names == tuple(f'class {i}' for i in found.indices)
+  assert found.captured is None
+  np.testing.assert_array_equal(found.image, central_crop(PICTURE, 16))
+
+
+def test_as_many_classes_are_named_as_are_asked_for(model):
+  whole = predict(model, PICTURE, top_k=99)
+  assert len(whole.names) == len(whole.probabilities) == len(whole.indices) == 5
+  assert predict(model, PICTURE, top_k=2).names == whole.names[:2]
+  assert predict(model, PICTURE).names == whole.names
+
+
+def test_classes_have_the_names_that_are_given(model):
+  names = tuple('abcde')
+  found = predict(model, PICTURE, class_names=names)
+  assert found.names == tuple(names[i] for i in found.indices)
+
+
+@pytest.mark.parametrize('options, message', [
+  ({'top_k': 0}, 'top_k is 0; it must be at least 1'),
+  ({'class_names': ('a', 'b')}, 'there are 2 class_names, but the model has 5 classes'),
+  ({'class_names': ()}, 'there are 0 class_names'),
+])
+def test_another_number_of_names_is_the_users_mistake(model, options, message):
+  with pytest.raises(UserError, match=message):
+    predict(model, PICTURE, **options)
+
+
+def test_a_model_of_grey_pictures_sees_the_mean_of_the_colours():
+  model = random_model(read_config('digits:debug'))
+  colours = RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+  found = predict(model, colours)
+  assert found.image.shape == (8, 8, 1)
+  np.testing.assert_array_equal(found.image[..., 0], np.rint(colours.mean(-1)))
+  np.testing.assert_array_equal(predict(model, found.image[..., 0]).image, found.image)
+
+
+def test_attention_comes_if_it_is_asked_for(model):
+  found = predict(model, PICTURE, capture=True)
+  assert found.captured['cross_attends'].shape == (1, 1, 1, 4, 256)
+  np.testing.assert_allclose(found.probabilities, predict(model, PICTURE).probabilities, rtol=1e-5)
+
+
+@pytest.mark.parametrize('variant, batch, message', [
+  ('debug', {'image': np.zeros((1, 16, 16, 1), np.uint8)},
+   r'image is \[batch, height, width, 3\], not \[1, 16, 16, 1\]'),
+  ('debug', {'image': np.zeros((16, 16, 3), np.uint8)}, r'not \[16, 16, 3\]'),
+  ('learned,debug', {'image': np.zeros((1, 16, 17, 3), np.uint8)},
+   r'image is \[batch, 16, 16, 3\], not \[1, 16, 17, 3\]'),
+  ('debug', {'image': np.zeros((1, 16, 16, 3), np.uint8), 'valid': np.ones((1, 16, 16))},
+   r'valid is \[batch, elements\], \[1, 256\], not \[1, 16, 16\]'),
+  ('debug', {'label': np.zeros(1, np.int32)}, 'image is missing: the batch has label'),
+])
+def test_another_batch_is_the_users_mistake(variant, batch, message):
+  with pytest.raises(UserError, match=message):
+    random_model(read_config(f'imagenet:{variant}')).run(batch)
+
+
+def test_bands_of_positions_take_pictures_of_any_size(model):
+  assert model.run({'image': np.zeros((2, 9, 30, 3), np.uint8)})['logits'].shape == (2, 5)
