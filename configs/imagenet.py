@@ -6,7 +6,8 @@ Cost: 407 GFLOPs forward per image (conv 369, config_b 213 as printed), 1.7e20 F
 Expected: top-1 79.0 (fourier), 72.7 (learned), 82.1 (conv); config_b 84.5 after pre-training on JFT-300M, which is not
 public. Measured: not yet run.
 
-`data.path` is a folder with a subfolder per class; see perceiver_jax/data/images.py.
+`data.path` is a folder with a subfolder per class (perceiver_jax/data/images.py); with `data.name=tfds_images`, which
+augments as the authors did, one that `make imagenet` has built (docs/data.md).
 
 The first paper (2103.03206, tables 1 and 2) prints these, raw and permuted; its training of the baselines it does not
 describe, so they get Perceiver IO's, and the depth and width of transformer are ours:

@@ -224,6 +224,11 @@ def _with_settings(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:
 def _show_figures(values: dict[str, float]) -> int:
   for name, value in values.items():
     print(f'{name}: {value:.6g}')
+  from perceiver_jax.data.pipeline import unreadable
+
+  if names := unreadable():
+    shown = ', '.join(names[:5]) + (' ...' if len(names) > 5 else '')
+    raise UserError(f'these figures leave out what could not be read: {len(names)} ({shown})')
   return 0
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -311,3 +313,23 @@ def test_an_interruption_before_the_run_begins_is_quiet(tmp_path):
 def test_neither_jax_nor_tensorflow_is_imported_until_the_command_line_is_right(statement):
   done = _start('-c', f'{statement}; import sys; sys.exit(bool(sys.modules.keys() & {{"jax", "haiku", "tensorflow"}}))')
   assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_could_not_read_everything_prints_its_figures_and_fails(tmp_path):
+  random = np.random.default_rng(0)
+  for split, label, i in itertools.product(('train', 'validation', 'test'), range(5), range(3)):
+    folder = tmp_path / 'images' / split / f'kind{label}'
+    folder.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(folder / f'{i}.png'), random.integers(0, 256, (8, 8, 3), np.uint8))
+  broken = tmp_path / 'images' / 'test' / 'kind3' / '1.png'
+  run = [sys.executable, 'train.py', '--config=configs/images.py:debug', f'--workdir={tmp_path}/run',
+         f'--config.data.path={tmp_path}/images', '--config.data.num_classes=5', '--config.data.image_size=8']
+  subprocess.run(run, cwd=ROOT, check=True, capture_output=True)
+  evaluate = [sys.executable, 'eval.py', f'--workdir={tmp_path}/run']
+  whole = subprocess.run(evaluate, cwd=ROOT, capture_output=True, text=True, check=False)
+  broken.write_bytes(b'no picture')
+  part = subprocess.run(evaluate, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert (whole.returncode, part.returncode) == (0, 1)
+  assert 'test/accuracy' in part.stdout
+  assert 'these figures leave out what could not be read: 1 (' in part.stderr and '1.png' in part.stderr

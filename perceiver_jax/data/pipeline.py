@@ -4,8 +4,9 @@ Training walks an endless sequence of positions: epoch 0 in its order, then epoc
 s * B to s * B + B - 1, and a position alone decides the record and its augmentation. So the step is the only thing to
 save, and no batch depends on the number of threads. Evaluation walks the source once, in the source's own order.
 
-A record that cannot be read keeps its place, all zeros, with mask 0; it is logged once, by name. To count such records:
-the sum of (1 - mask) over training batches; len(source) minus the sum of mask over an evaluation, which also pads.
+A record that cannot be read keeps its place, all zeros, with mask 0; it is logged once, by name, and `unreadable` lists
+the names. To count such places: the sum of (1 - mask) over training batches; len(source) minus the sum of mask over an
+evaluation, which also pads.
 """
 
 import contextlib
@@ -26,8 +27,9 @@ MAX_THREADS = 16
 MAX_UNREADABLE = 100                        # different records in a row: a lost disk, not a few bad files
 
 Augment = Callable[[Example, np.random.Generator], Example]
+View = Callable[[Example], Example]
 
-_reported: set[str] = set()                 # a process evaluates many times, and names a broken record once
+_unreadable: dict[str, None] = {}           # in the order met; a process evaluates often, and names one of these once
 _lock = threading.Lock()
 
 
@@ -69,19 +71,27 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source, spec: types.Spec, *, batch_size: int, num_threads: int | None = None,
+    source: Source, spec: types.Spec, *, batch_size: int, view: View = lambda example: example,
+    num_threads: int | None = None,
 ) -> Iterator[types.Batch]:
   """Returns one pass over the source in order; otherwise as `train_batches`.
 
-  The last batch is filled up with zeros and mask 0, so all have the same shape.
+  The last batch is filled up with zeros and mask 0, so all have the same shape. `view` takes the place of `augment`:
+  it makes what the spec says of a record that is stored otherwise, say larger, and nothing in it is random.
   """
   reader = _Reader(source, spec, batch_size)
 
   def batch_at(step: int) -> types.Batch:
     stop = min(len(source), (step + 1) * batch_size)
-    return reader.batch(reader.example(index) for index in range(step * batch_size, stop))
+    return reader.batch(reader.example(index, view) for index in range(step * batch_size, stop))
 
   return _read_ahead(batch_at, range(-(-len(source) // batch_size)), num_threads)
+
+
+def unreadable() -> list[str]:
+  """Returns the names of all records that this process met and could not read: figures leave them out."""
+  with _lock:
+    return list(_unreadable)
 
 
 class _Reader:
@@ -95,7 +105,7 @@ class _Reader:
     self._source = source
     self._spec = spec
     self._batch_size = batch_size
-    self._unreadable: set[int] = set()      # those met since a record was last read
+    self._unread: set[int] = set()          # those met since a record was last read
 
   def example(self, index: int, change: Callable[[Example], Example] = lambda example: example) -> Example | None:
     """Returns record `index`, changed and checked against the spec, or None where it cannot be read."""
@@ -104,7 +114,7 @@ class _Reader:
     except (ValueError, OSError) as error:
       self._report(index, error)
       return None
-    self._unreadable.clear()
+    self._unread.clear()
     example = change(example)
     self._check(index, example)
     return example
@@ -134,10 +144,10 @@ class _Reader:
   def _report(self, index: int, error: Exception) -> None:
     name = self._source.name(index)
     with _lock:
-      self._unreadable.add(index)
-      num_unreadable = len(self._unreadable)
-      is_new = name not in _reported
-      _reported.add(name)
+      self._unread.add(index)
+      num_unreadable = len(self._unread)
+      is_new = name not in _unreadable
+      _unreadable[name] = None
     if is_new:
       logging.warning('%s cannot be read, and counts for nothing: %s', name, error)
     if num_unreadable >= min(len(self._source), MAX_UNREADABLE):

@@ -108,7 +108,9 @@ def _batches(
       source, spec, batch_size=batch_size, seed=config.seed, first_step=first_step,
       augment=_data_module(config.data).augment)
   else:
-    batches = pipeline.eval_batches(source, spec, batch_size=batch_size)
+    # Data whose records are not yet as the model takes them has a view.
+    view = getattr(_data_module(config.data), 'view', lambda example: example)
+    batches = pipeline.eval_batches(source, spec, batch_size=batch_size, view=view)
   for batch in batches:
     yield batch if order is None else {**batch, 'image': permute_pixels(np.asarray(batch['image']), order)}
 

@@ -124,6 +124,19 @@ def test_training_without_augmentation_and_evaluation_show_records_as_they_are()
   np.testing.assert_array_equal(evaluation['image'][:, 1, 2, 0], [1, 2, 3, 4])
 
 
+def test_an_evaluation_sees_records_through_its_view():
+  spec = {**SPEC, 'image': types.Field((2, 1, 1), 'uint8')}
+  view = lambda example: {**example, 'image': example['image'][:, :1]}
+  batches = list(pipeline.eval_batches(_source(5), spec, batch_size=4, view=view))
+  assert np.concatenate([batch['image'][:, 0, 0, 0] for batch in batches]).tolist() == [1, 2, 3, 4, 5, 0, 0, 0]
+
+  def broken(example):
+    raise ValueError('a bug')
+
+  with pytest.raises(ValueError, match='a bug'):
+    list(pipeline.eval_batches(_source(5), spec, batch_size=4, view=broken))
+
+
 def test_an_unreadable_record_keeps_its_place_with_mask_0():
   batches = list(pipeline.eval_batches(_damaged(11, 'kept'), SPEC, batch_size=4))
   mask = np.concatenate([batch['mask'] for batch in batches])
@@ -145,6 +158,7 @@ def test_an_unreadable_record_is_named_once(caplog):
     _train(_damaged(6, 'named'), 6)
     list(pipeline.eval_batches(_damaged(6, 'named'), SPEC, batch_size=2))
   messages = sorted(record.getMessage() for record in caplog.records)
+  assert sorted(name for name in pipeline.unreadable() if 'named/' in name) == ['named/1', 'named/3', 'named/5']
   problem = 'cannot be read, and counts for nothing: half of it is missing'
   assert messages == [f'named/1 {problem}', f'named/3 {problem}', f'named/5 {problem}']
 

@@ -1,0 +1,260 @@
+"""Image classification sets of TensorFlow Datasets, stored as array_record: imagenet2012, cifar10, cifar100 and others.
+
+`--config.data.path=DIR/imagenet2012` is what `make imagenet DATA=DIR` builds, once, by TFDS's own code; docs/data.md
+tells how. Nothing here needs TensorFlow, nor TFDS: that would add some 200 MB (pyarrow alone is 170) to read a few JSON
+files, and records that array_record, which Grain brings, reads by itself.
+
+  split        imagenet2012                     others (cifar10)
+  train        train[10000:]   1,271,167        train but for what validation takes            45,000
+  validation   train[:10000]      10,000        validation; else the first tenth of train,      5,000
+                                                10,000 at most
+  test         validation         50,000        test, or validation where there is none        10,000
+
+The three never overlap: one trains, one chooses the checkpoint, one gives the figure. TFDS stores records in the order
+of a hash, so the first are a random sample. The authors of Perceiver IO train on all of train (2107.14795, appendix
+A.1), and hold out its first 10,000 where they choose; imagenet2012's own test has no labels.
+
+One record, `load(config, 'train')[0]`, of size 224:
+
+  {'image': [[[201, 187, 162], ...], ...], 'label': 2, 'size': 224}         its name: n01484850_1234.JPEG
+
+  key     shape       dtype    unit               range
+  image   [H, W, C]   uint8    brightness (RGB)   0 .. 255; as large as it is stored; a rotation noted is not applied
+  label   []          int32    class              0 .. num_classes - 1, in the order of class_names
+  size    []          int32    px                 the side of the square that the model takes
+
+`augment` makes an image of that size out of it for training, `view` for evaluation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import re
+import resource
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from ml_collections import ConfigDict
+
+from perceiver_jax.data.augmentation import augment_training, central_crop
+from perceiver_jax.data.images import decode
+from perceiver_jax.data.source import Example, choose
+from perceiver_jax.data.tf_example import parse
+from perceiver_jax.types import UserError
+
+MAX_HELD_OUT = 10_000                       # of train, for validation, as the authors' code does
+MIN_DISTORTED = 64                          # px; RandAugment moves a picture by 50, which leaves nothing of a small one
+MAJOR_VERSIONS = {'imagenet2012': '5'}      # as the authors ask for; of other sets any version is read
+UNLABELLED = {'imagenet2012': 'test'}
+OTHER_FILES = 256                           # that a run has open beside the shards
+
+
+class Info(NamedTuple):
+  """What dataset_info.json says."""
+
+  name: str
+  shards: dict[str, list[int]]              # {TFDS split: the number of records in each of its files}
+  is_mixed: bool                            # whether the order of the records is that of a hash
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsSource:
+  """A run of records of one TFDS split: `first` is where it starts there."""
+
+  records: ArrayRecordDataSource
+  split: str
+  first: int
+  num_records: int
+  class_names: Sequence[str]
+  image_size: int
+  num_channels: int
+
+  def __len__(self) -> int:
+    return self.num_records
+
+  def __getitem__(self, index: int) -> Example:
+    features = self._features(index, ('image', 'label'))
+    (data,), (label,) = features['image'], features['label']
+    if not 0 <= label < len(self.class_names):
+      raise UserError(f'{self.name(index)} has the label {label}, of {len(self.class_names)} classes: '
+                      f'is {self.split} a split without labels?')
+    return {
+      'image': decode(data, self.num_channels),
+      'label': np.array(label, np.int32),
+      'size': np.array(self.image_size, np.int32),
+    }
+
+  def name(self, index: int) -> str:
+    """The name of its file, where the set has kept it; else its place, as TFDS would write it: 'cifar10/train[17]'."""
+    try:
+      (name,) = self._features(index, ('file_name',))['file_name']
+      return str(name, 'utf-8')
+    except ValueError:                      # also of a record that cannot be read, which needs a name most of all
+      return f'{self.split}[{self.first + index}]'
+
+  def _features(self, index: int, names: tuple[str, ...]) -> dict[str, Any]:
+    if not 0 <= index < self.num_records:
+      raise IndexError(f'{self.split} has {self.num_records} records here, and no {index}')
+    try:
+      record = self.records[self.first + index]
+    except RuntimeError as error:           # a shard that was cut off, a flipped bit: array_record checks its sums
+      raise ValueError(str(error).splitlines()[0]) from error
+    features = parse(record, names)
+    if len(features) < len(names):
+      raise ValueError(f'it lacks {" and ".join(sorted(set(names) - set(features)))}')
+    return features
+
+
+def load(config: ConfigDict, split: str) -> TfdsSource:
+  """The records of 'train', 'validation' or 'test' at config.path, which stay as large as they are.
+
+  Args:
+    config: `path` is DIR/<name>, or DIR/<name>/<version> where there are several; `num_classes`, `num_channels` and
+      `image_size` are those of the model.
+    split: as above.
+
+  Raises:
+    UserError: there is no such set or split, it is no image classification, was stored as tfrecord, is of another
+      version or number of classes, or lacks a shard.
+  """
+  if config.num_channels not in (1, 3):
+    raise UserError(f'config.data.num_channels is {config.num_channels}; images have 1 (gray) or 3 (RGB).')
+  if config.path is None:
+    raise UserError('The data set tfds_images needs the directory of a TFDS set: '
+                    'set --config.data.path=DIR/imagenet2012.')
+  directory = _directory(pathlib.Path(config.path).expanduser())
+  info = _read_info(directory)
+  _check_features(directory)
+  class_names = _class_names(directory, config.num_classes)
+  tfds_split, first, stop = choose(_splits(directory, info), split)
+  return TfdsSource(
+    _open(directory, info.name, tfds_split, info.shards[tfds_split]), f'{info.name}/{tfds_split}', first, stop - first,
+    class_names, config.image_size, config.num_channels)
+
+
+def augment(example: Example, generator: np.random.Generator) -> Example:
+  """A random part, perhaps mirrored, then by RandAugment unless it is tiny: 'image' [size, size, C]; the rest stays."""
+  image = example['image']
+  num_layers = 4 if min(image.shape[:2]) >= MIN_DISTORTED else 0
+  return {**example, 'image': augment_training(image, int(example['size']), generator, num_layers=num_layers)}
+
+
+def view(example: Example) -> Example:
+  """The central part, as an evaluation sees it: 'image' [size, size, C]; the rest stays."""
+  return {**example, 'image': central_crop(example['image'], int(example['size']))}
+
+
+def _directory(path: pathlib.Path) -> pathlib.Path:
+  """Of DIR/<name> the version below it; a directory of a version stays."""
+  if (path / 'dataset_info.json').is_file():
+    return path
+  if not path.is_dir():
+    raise UserError(f'config.data.path: there is no directory {path}. {_how_to_build(path.name, path.parent)}')
+  versions = sorted(each for each in path.iterdir()
+                    if re.fullmatch(r'\d+\.\d+\.\d+', each.name) and (each / 'dataset_info.json').is_file())
+  if len(versions) > 1:
+    raise UserError(f'{path} holds {", ".join(each.name for each in versions)}: '
+                    f'set --config.data.path to one of them, {versions[-1]} for example.')
+  if not versions:
+    unfinished = ', '.join(sorted(each.name for each in path.glob('incomplete.*')))
+    found = f'only what an interrupted build left: {unfinished}' if unfinished else 'no data set of TFDS'
+    raise UserError(f'config.data.path: in {path} there is {found}. {_how_to_build(path.name, path.parent)}')
+  return versions[0]
+
+
+def _how_to_build(name: str, data: pathlib.Path) -> str:
+  """The command that makes DATA/NAME."""
+  named = '' if name == 'imagenet2012' else f' NAME={name}'
+  return f'To build it: make imagenet{named} DATA={data} (see docs/data.md)'
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise UserError(f'{path} cannot be read: {error}. Copy the directory again, whole.') from error
+
+
+def _read_info(directory: pathlib.Path) -> Info:
+  """Raises UserError for another version or format than is read here."""
+  info = _read_json(directory / 'dataset_info.json')
+  try:
+    name, version, file_format = info['name'], info['version'], info.get('fileFormat', 'tfrecord')
+    shards = {split['name']: [int(length) for length in split['shardLengths']] for split in info['splits']}
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    raise UserError(f'{directory / "dataset_info.json"} is not one of TFDS: {error!r}.') from error
+  major = MAJOR_VERSIONS.get(name)
+  if major and version.partition('.')[0] != major:
+    raise UserError(f'{directory} is version {version} of {name}; {major}.*.* is needed. '
+                    f'{_how_to_build(name, directory.parent.parent)}')
+  if file_format != 'array_record':
+    raise UserError(f'{directory} is stored as {file_format}, which TensorFlow alone reads; array_record is needed. '
+                    f'{_how_to_build(name, pathlib.Path("ANOTHER_DIR"))}')
+  return Info(name, shards, not info.get('disableShuffling'))
+
+
+def _check_features(directory: pathlib.Path) -> None:
+  """Raises UserError for what is no image classification."""
+  path = directory / 'features.json'
+  try:
+    features = _read_json(path).get('featuresDict', {}).get('features', {})
+    kinds = {key: feature['pythonClassName'].rpartition('.')[2] for key, feature in features.items()}
+  except (KeyError, AttributeError) as error:
+    raise UserError(f'{path} is not one of TFDS: {error!r}.') from error
+  if (kinds.get('image'), kinds.get('label')) != ('Image', 'ClassLabel'):
+    shown = ', '.join(f'{key} ({kind})' for key, kind in sorted(kinds.items()))
+    raise UserError(f'{directory} is no image classification: it has {shown or "no features"}; '
+                    'it needs image (Image) and label (ClassLabel).')
+
+
+def _class_names(directory: pathlib.Path, num_classes: int) -> list[str]:
+  path = directory / 'label.labels.txt'
+  try:
+    names = path.read_text().splitlines()
+  except OSError as error:
+    raise UserError(f'{path} cannot be read: {error}. Copy the directory again, whole.') from error
+  if len(names) != num_classes:
+    raise UserError(f'config.data.num_classes is {num_classes}, but {directory} has {len(names)} classes: '
+                    f'set --config.data.num_classes={len(names)}.')
+  return names
+
+
+def _splits(directory: pathlib.Path, info: Info) -> dict[str, tuple[str, int, int]]:
+  """{split: (the TFDS split it comes from, where it starts there, where it stops)}"""
+  sizes = {split: sum(lengths) for split, lengths in info.shards.items() if split != UNLABELLED.get(info.name)}
+  if 'train' not in sizes or not {'validation', 'test'} & set(sizes):
+    raise UserError(f'{directory} has the splits {", ".join(info.shards)}; it needs train, and validation or test.')
+  if {'validation', 'test'} <= set(sizes):
+    return {split: (split, 0, sizes[split]) for split in ('train', 'validation', 'test')}
+  if not info.is_mixed:
+    raise UserError(f'{directory} has no third split, and its records lie in the order of their source, not mixed: '
+                    'no part of train can stand for the whole.')
+  test = 'test' if 'test' in sizes else 'validation'
+  num_held_out = min(MAX_HELD_OUT, sizes['train'] // 10)
+  return {'train': ('train', num_held_out, sizes['train']), 'validation': ('train', 0, num_held_out),
+          'test': (test, 0, sizes[test])}
+
+
+def _open(directory: pathlib.Path, name: str, split: str, lengths: Sequence[int]) -> ArrayRecordDataSource:
+  """All records of a TFDS split; no file is opened before a record of it is asked for."""
+  files = [f'{name}-{split}.array_record-{shard:05}-of-{len(lengths):05}' for shard in range(len(lengths))]
+  present = {path.name for path in directory.iterdir()}
+  missing = [file for file in files if file not in present]
+  if missing:
+    others = f' and {len(missing) - 1} more of its {len(files)} files' if len(missing) > 1 else ''
+    raise UserError(f'{directory} lacks {missing[0]}{others}. Copy the directory again, whole.')
+  # A reader keeps its file open, and training visits them all: imagenet2012 has as many as a process may often open.
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = len(files) + OTHER_FILES
+  if soft < wanted:
+    if hard < wanted:
+      raise UserError(f'{split} of {directory} has {len(files)} files, but a process may open {hard}: '
+                      f'raise that to {wanted} (ulimit -n {wanted}, by root).')
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+  # Told how many there are, it need not open the files to count.
+  return ArrayRecordDataSource([
+    f'{directory / file}[0:{length}]' for file, length in zip(files, lengths, strict=True)])
