@@ -41,7 +41,7 @@ ROOMS = {
 ROOMS |= {'present': set(ROOMS) - {'configs'} | {'present'}}
 ROOMS |= {name: set(ROOMS) - {'configs'} | {'commands'} for name in ('commands', 'predict', 'convert')}
 ROOMS |= {'train': set(ROOMS), 'eval': set(ROOMS)}
-INSIDE_FUNCTIONS = {'tasks': {'data', 'visualize'}, 'inference': {'training'}}  # what inference does without
+INSIDE_FUNCTIONS = {'tasks': {'data', 'visualize'}, 'inference': {'data', 'training'}}  # what inference does without
 
 DATA_LIBRARIES = {'array_record', 'cv2', 'datasets', 'grain', 'PIL', 'sklearn', 'tensorflow', 'tensorflow_datasets'}
 NUMERICS = {'chex', 'flax', 'haiku', 'jax', 'jaxlib', 'jmp', 'optax', 'orbax'}

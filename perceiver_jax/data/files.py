@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from scipy.io import wavfile
 from perceiver_jax.types import UserError
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | os.PathLike) -> np.ndarray:
   """[H, W, 3] uint8. Raises UserError for what is no picture, or has more pixels than perceiver_jax.data allows."""
   try:
     image = cv2.imdecode(np.frombuffer(Path(path).read_bytes(), np.uint8), cv2.IMREAD_COLOR_RGB)
@@ -30,7 +31,7 @@ def read_image(path: str | Path) -> np.ndarray:
   return image
 
 
-def read_video(path: str | Path, num_frames: int, frames_per_second: float) -> np.ndarray:
+def read_video(path: str | os.PathLike, num_frames: int, frames_per_second: float) -> np.ndarray:
   """The first `num_frames` frames of a clip at that rate, [T, H, W, 3] uint8: the frame shown at each time.
 
   Raises UserError for what is no clip, or a shorter one.
@@ -58,7 +59,7 @@ def read_video(path: str | Path, num_frames: int, frames_per_second: float) -> n
   return np.stack(shown)
 
 
-def read_sound(path: str | Path, num_samples: int) -> tuple[np.ndarray, int]:
+def read_sound(path: str | os.PathLike, num_samples: int) -> tuple[np.ndarray, int]:
   """The first `num_samples` samples of a WAV file, [S] float32, its channels averaged, and its rate per second.
 
   Raises UserError for what is no WAV file, or a shorter one.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perceiver_jax.inference.model import Model, check_image, most_probable
+from perceiver_jax.inference.model import Model, as_image, most_probable
 
 
 class Classification(NamedTuple):
@@ -28,7 +28,7 @@ def predict(
 
   Args:
     model: of the task image_classification.
-    image: [H, W, 3] uint8 of any size, grey or with a transparency too; a NumPy array or what becomes one (PIL).
+    image: [H, W, 3] uint8 of any size, grey or with a transparency too: an array, a PIL image, or the path of a file.
     class_names: of all classes; by number where None.
     top_k: how many to return, at least 1.
     capture: also return attention maps and latents.
@@ -37,7 +37,7 @@ def predict(
     UserError: not one picture, or not uint8; `top_k` below 1, or names of another number of classes.
   """
   data = model.config.data
-  pixels = central_crop(check_image(image, 'an image'), data.image_size)
+  pixels = central_crop(as_image(image, 'an image'), data.image_size)
   if data.num_channels == 1:
     pixels = np.rint(pixels.mean(-1, keepdims=True)).astype(np.uint8)
   outputs = model.run({'image': pixels[None]}, capture=capture)

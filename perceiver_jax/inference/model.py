@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -56,11 +57,15 @@ def build(config: ConfigDict, params: Tree, state: Tree) -> Model:
   return Model(config, params, state, run)
 
 
-def check_image(image: Any, what: str) -> np.ndarray:
-  """[H, W, 3] uint8 of an image, an array or PIL's, that may be grey or have a transparency, which is left out.
+def as_image(image: Any, what: str) -> np.ndarray:
+  """[H, W, 3] uint8 of an image, by its path, an array or PIL's, grey or with a transparency, which is left out.
 
-  Raises UserError for any other array.
+  Raises UserError for any other array, or a file that is no picture.
   """
+  if isinstance(image, str | os.PathLike):
+    from perceiver_jax.data.files import read_image
+
+    return read_image(image)
   # The numbers of a PIL image may be those of a palette, or other colours; but its 16 bits it would cut off.
   if hasattr(image, 'convert') and image.mode[0] not in 'IF':
     image = image.convert('RGB')

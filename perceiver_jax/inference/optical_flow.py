@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
-from perceiver_jax.inference.model import Model, check_image
+from perceiver_jax.inference.model import Model, as_image
 from perceiver_jax.tasks.optical_flow import FLOW_SCALE
 from perceiver_jax.types import UserError
 
@@ -25,14 +26,14 @@ def predict(model: Model, first: Any, second: Any, *, capture: bool = False) -> 
 
   Args:
     model: of the task optical_flow.
-    first: [H, W, 3] uint8, of any size: what is smaller than a tile is padded with its border.
+    first: [H, W, 3] uint8, of any size: what is smaller than a tile is padded with its border. Or a file's path.
     second: of the same size.
     capture: also return attention maps and latents; at full size a map takes gigabytes.
 
   Raises:
     UserError: frames of different sizes, or not uint8.
   """
-  frames = [check_image(frame, 'a frame') for frame in (first, second)]
+  frames = [as_image(frame, 'a frame') for frame in (first, second)]
   if frames[0].shape != frames[1].shape:
     raise UserError(f'the frames differ in size: {list(frames[0].shape)} and {list(frames[1].shape)}')
   tile = tuple(model.config.data.frame_size)
@@ -41,7 +42,7 @@ def predict(model: Model, first: Any, second: Any, *, capture: bool = False) -> 
   pair = np.pad(np.stack(frames), [(0, 0), *padding, (0, 0)], mode='edge')
   total, weight, captured = np.zeros((*pair.shape[1:3], 2), np.float32), np.zeros(pair.shape[1:3], np.float32), []
   share = tile_weights(tile)
-  for top, left in tile_corners(pair.shape[1:3], tile):
+  for top, left in tqdm(tile_corners(pair.shape[1:3], tile), desc='tiles', leave=False, disable=None):
     window = np.s_[top:top + tile[0], left:left + tile[1]]
     outputs = model.run({'frames': pair[None, :, *window]}, capture=capture)
     total[window] += share[..., None] * outputs['flow'][0]

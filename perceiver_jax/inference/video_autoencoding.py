@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,8 +36,8 @@ def predict(
   Args:
     model: of the task video_autoencoding.
     video: [T, H, W, 3] uint8, at 25 frames a second; as many frames as the model reads, of any size (the central square
-      is taken).
-    audio: [samples] float in -1..1, mono, at 1,920 samples a frame.
+      is taken). Or a clip's path, whose first frames are taken.
+    audio: [samples] float in -1..1, mono, at 1,920 samples a frame. Or a WAV file's path: its first samples.
     sample_rate: of the audio, if known; then it is checked.
     class_names: of all labels; by number where None.
     top_k: how many labels to return, at least 1.
@@ -47,14 +48,22 @@ def predict(
       number of labels.
   """
   data = model.config.data
-  frames, sound, rate = np.asarray(video), np.asarray(audio), FRAMES_PER_SECOND * data.samples_per_frame
+  num_samples, rate = data.num_frames * data.samples_per_frame, FRAMES_PER_SECOND * data.samples_per_frame
+  if isinstance(video, str | os.PathLike):
+    from perceiver_jax.data.files import read_video
+
+    video = read_video(video, data.num_frames, FRAMES_PER_SECOND)
+  if isinstance(audio, str | os.PathLike):
+    from perceiver_jax.data.files import read_sound
+
+    audio, sample_rate = read_sound(audio, num_samples)
+  frames, sound = np.asarray(video), np.asarray(audio)
   if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape or frames.dtype != np.uint8:
     raise UserError(f'a video is uint8 [frames, height, width, 3], not {frames.dtype} {list(frames.shape)}')
   if len(frames) != data.num_frames:
     raise UserError(f'the video has {len(frames)} frames, but the model reads {data.num_frames}')
   if sample_rate is not None and sample_rate != rate:
     raise UserError(f'the audio has {sample_rate} samples a second, but the model hears {rate}; resample it')
-  num_samples = data.num_frames * data.samples_per_frame
   if sound.shape != (num_samples,) or not np.issubdtype(sound.dtype, np.floating):
     raise UserError(
       f'the audio is {sound.dtype} {list(sound.shape)}, but the model hears [{num_samples}] float in -1..1, mono, '

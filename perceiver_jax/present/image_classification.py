@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from perceiver_jax import visualize
-from perceiver_jax.data.files import read_image
 from perceiver_jax.inference.predictor import Predictor
 from perceiver_jax.types import UserError
 
@@ -18,7 +17,7 @@ def present(predictor: Predictor, inputs: Sequence[str], output: str | None) -> 
 
 
 def _classified(predictor: Predictor, path: str, output: str | None, with_name: bool) -> str:
-  found = predictor.predict(read_image(path), capture=output is not None)
+  found = predictor.predict(path, capture=output is not None)
   if output:
     attention = found.captured['cross_attends'].mean(axis=2)[:, 0]  # over heads: [T, N, M]
     grid = _grid(found.image.shape[0], attention.shape[-1])

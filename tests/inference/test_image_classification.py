@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from perceiver_jax.inference.image_classification import central_crop, predict, resized
-from perceiver_jax.inference.model import check_image
+from perceiver_jax.inference.model import as_image
 from perceiver_jax.types import UserError
 from tests.tasks.tiny import random_model, read_config
 
@@ -94,7 +94,7 @@ def test_frames_are_resized_one_by_one():
 ], ids=['array', 'grey', 'one channel', 'transparent', 'pil', 'pil grey', 'pil transparent',
         'pil grey transparent', 'pil palette', 'pil black and white'])
 def test_pictures_of_every_kind_become_red_green_and_blue(image, expected):
-  found = check_image(image, 'an image')
+  found = as_image(image, 'an image')
   assert found.dtype == np.uint8
   np.testing.assert_array_equal(found, expected)
 
@@ -110,7 +110,7 @@ def test_pictures_of_every_kind_become_red_green_and_blue(image, expected):
   (np.zeros(8, np.uint8), r'not \[8\]'),
   (np.zeros((0, 8, 3), np.uint8), r'not \[0, 8, 3\]'),
   (None, r'not \[\]'),
-  ('dog.png', r'not \[\]'),
+  ('dog.png', 'cannot read dog.png'),
 ])
 def test_what_is_no_picture_is_the_users_mistake(model, image, message):
   with pytest.raises(UserError, match=message):

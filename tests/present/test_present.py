@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
+import perceiver_jax
+from perceiver_jax.data.files import read_image, read_sound, read_video
 from perceiver_jax.predict import predict
 from perceiver_jax.present.masked_lm import candidates_of
 
@@ -83,3 +85,21 @@ def test_candidates_are_the_most_probable_fillings_in_order():
   np.testing.assert_allclose([share for _, share in candidates], np.sort(pairs.ravel())[::-1][:5])
   best = np.unravel_index(pairs.argmax(), pairs.shape)
   assert candidates[0][0] == bytes(best).decode('utf-8', 'replace')
+
+
+def test_the_path_of_a_file_is_as_good_as_its_content(models, files):
+  def close(a, b):
+    np.testing.assert_array_equal(a, b)
+
+  picture = perceiver_jax.load(models / 'picture')
+  close(picture.predict(files / 'first.png').probabilities,
+        picture.predict(read_image(files / 'first.png')).probabilities)
+  flow = perceiver_jax.load(models / 'flow')
+  frames = [files / name for name in INPUTS['flow']]
+  close(flow.predict(*map(str, frames)).flow, flow.predict(*map(read_image, frames)).flow)
+  clip = perceiver_jax.load(models / 'clip')
+  again = clip.predict(files / 'clip.avi', files / 'sound.wav')
+  sound, rate = read_sound(files / 'sound.wav', 64)
+  expected = clip.predict(read_video(files / 'clip.avi', 2, 25), sound, sample_rate=rate)
+  close(again.video_again, expected.video_again)
+  close(again.audio, expected.audio)
