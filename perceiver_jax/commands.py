@@ -19,7 +19,7 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 from ml_collections import ConfigDict
@@ -27,6 +27,9 @@ from ml_collections import ConfigDict
 # JAX and Haiku are imported once the command line is known to be right: a typo is answered at once.
 from perceiver_jax import config_file, run_config
 from perceiver_jax.types import NumericsError, Task, UserError
+
+if TYPE_CHECKING:
+  from perceiver_jax.inference.source import Source
 
 _CONFIG_HELP = (
   'The experiment: a config file, and after a colon the words of its variant (configs/digits.py:perceiver,debug). '
@@ -203,11 +206,23 @@ def _evaluate_model(model: str, path: str | None, split: str, settings: dict[str
   source = open_source(model, path)
   if source.credit:
     print(f'{model}: weights by {source.credit}', file=sys.stderr)
+  try:
+    return _evaluate_source(source, split, settings)
+  except UserError as error:
+    if 'config.data.' not in str(error):
+      raise
+    # No --config is taken here, and the number of classes is the model's, whatever the data has.
+    raise UserError(f'{error}\nWith eval.py --model: --data_path=... says where the data of this model lies') from error
+
+
+def _evaluate_source(source: Source, split: str, settings: dict[str, Any]) -> int:
   config = _with_settings(source.config, settings)
   task = _make_task(config)
   from perceiver_jax.training.evaluate import evaluate_weights
 
-  return _show_figures(evaluate_weights(config, source.params, source.state, task, split=split))
+  announce = functools.partial(print, 'Compiling the model, which takes a while ...', file=sys.stderr)
+  return _show_figures(
+    evaluate_weights(config, source.params, source.state, task, split=split, announce=announce))
 
 
 def _with_settings(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:
@@ -223,7 +238,7 @@ def _with_settings(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:
 
 def _show_figures(values: dict[str, float]) -> int:
   for name, value in values.items():
-    print(f'{name}: {value:.6g}')
+    print(f'{name}: {value if isinstance(value, int) else format(value, ".6g")}')
   from perceiver_jax.data.pipeline import unreadable
 
   if names := unreadable():

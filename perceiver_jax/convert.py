@@ -47,9 +47,11 @@ def _convert(source_path: str, dest: str, model: str | None, to: str) -> int:
 
   if model is None and Path(source_path).is_file():
     raise UserError(f'{source_path} is a file: which released model does it hold? For example --model=imagenet_conv')
+  if model is not None and Path(source_path).is_dir():
+    raise UserError(f'{source_path} is a directory, which says itself what model it holds: leave out --model')
   source = open_source(model or source_path, source_path if model else None)
   if to == 'huggingface':
-    huggingface.save(dest, source.config, source.params, source.state)
+    huggingface.save(dest, source.config, source.params, source.state, class_names=source.class_names or ())
   else:
     weights.save(
       dest, source.config, source.params, source.state, source=model or Path(source_path).name, licence=source.credit,

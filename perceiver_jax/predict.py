@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -21,7 +23,7 @@ from perceiver_jax.types import UserError
 def predict(argv: Sequence[str] | None = None) -> int:
   """Predicts from INPUT: pictures; a text with [hidden words]; two frames; a clip and its WAV file.
 
-  What the model says is printed; a picture of it goes to `--output`. Returns the exit code.
+  What the model says is printed; then a picture of it goes to `--output`. Returns the exit code.
   """
   return answer(_read, argv)
 
@@ -40,15 +42,47 @@ def _read(argv: list[str]) -> Callable[[], int]:
     raise UserError('--model is missing: which model? For example --model=imagenet_conv')
   if not inputs:
     raise UserError('nothing to predict from: name a file, or for a language model give a text with [hidden words]')
+  if flag_values.output is not None:
+    _check_output(flag_values.output, [*inputs, flag_values.path or ''])
   return functools.partial(_predict, flag_values.model, flag_values.path, inputs, flag_values.output)
 
 
+def _check_output(output: str, others: Sequence[str]) -> None:
+  """Raises UserError for what cannot be written, or is to be read: before anything is waited for."""
+  folder = os.path.dirname(output) or '.'
+  if os.path.isdir(output):
+    raise UserError(f'--output={output} is a directory; name a file in it, ending in .png')
+  if not output.endswith(('.png', '.npy')):
+    raise UserError(f'--output={output} ends neither in .png, a picture, nor in .npy, the flow itself')
+  if not os.path.isdir(folder):
+    raise UserError(f'--output={output}: there is no directory {folder}; make it first')
+  if not os.access(folder, os.W_OK | os.X_OK) or (os.path.exists(output) and not os.access(output, os.W_OK)):
+    raise UserError(f'--output={output} cannot be written: permission denied')
+  for path in others:
+    if os.path.exists(output) and os.path.exists(path) and os.path.samefile(output, path):
+      raise UserError(f'--output={output} is the file {path}, which is to be read; name another')
+
+
 def _predict(model: str, path: str | None, inputs: Sequence[str], output: str | None) -> int:
+  import jax
+
   from perceiver_jax.inference.predictor import load
 
+  if isinstance(sys.stdout, io.TextIOWrapper):  # an answer that the terminal cannot show is better than none
+    sys.stdout.reconfigure(errors='backslashreplace')
   predictor = load(model, path)
   presenter = importlib.import_module(f'perceiver_jax.present.{predictor.config.task}')
-  return show_text(presenter.present(predictor, inputs, output))
+  if output is not None and not output.endswith(presenter.SUFFIXES):
+    possible = f'end it in {" or ".join(presenter.SUFFIXES)}' if presenter.SUFFIXES else 'leave it out'
+    raise UserError(f'--output={output} is not what a model of {predictor.config.task} can write; {possible}')
+  print(
+    f'{model}: {predictor.num_parameters:,} parameters on {jax.devices()[0].device_kind}; the first answer takes '
+    'longer, as the model is compiled', file=sys.stderr, flush=True)
+  for text in presenter.present(predictor, inputs, output):
+    show_text(text)
+  if output is not None:
+    print(f'written to {output}', file=sys.stderr)
+  return 0
 
 
 if __name__ == '__main__':

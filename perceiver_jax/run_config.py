@@ -73,16 +73,21 @@ def load(workdir: str | os.PathLike) -> ConfigDict:
   """The locked config that `save` wrote into `workdir`. Raises UserError where there is none, or it cannot be read."""
   path = Path(workdir) / 'config.json'
   try:
-    values = json.loads(path.read_text())
+    values = _tuples(json.loads(path.read_text()))
+    if not isinstance(values, dict):
+      raise UserError(f'{path} is damaged: it holds no table of keys')
+    for section in ('model', 'data'):
+      if section in values and not isinstance(values[section], dict):
+        raise UserError(f'{path} is damaged: {section} is {values[section]!r}, no table of keys')
+    return ConfigDict(values).lock()
   except FileNotFoundError:
     raise UserError(f'{path} does not exist: {workdir} is not the workdir of a run') from None
   except OSError as error:
     raise UserError(f'cannot read {path}: {error.strerror}') from error
+  except RecursionError:
+    raise UserError(f'{path} is damaged: its tables are nested too deeply') from None
   except ValueError as error:
     raise UserError(f'{path} is damaged: {error}') from error
-  if not isinstance(values, dict):
-    raise UserError(f'{path} is damaged: it holds no table of keys')
-  return ConfigDict(_tuples(values)).lock()
 
 
 def check_workdir(config: ConfigDict, workdir: str | os.PathLike, *, is_new: bool) -> None:

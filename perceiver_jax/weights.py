@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax  # noqa: F401 (it makes NumPy know bfloat16)
+import jax.numpy as jnp  # which makes NumPy know bfloat16
 import numpy as np
 from ml_collections import ConfigDict
 from safetensors import SafetensorError, safe_open
@@ -47,7 +48,8 @@ def save(
 ) -> None:
   """Writes a directory of weights in one move: a kill at any moment leaves a whole one, or none.
 
-  Weights that are there already are replaced. A kill just then may leave them as `.<name>.<process>.old` beside it.
+  Weights that are there already are replaced. A kill just then may leave them as `.<name>.<process>.old` beside it,
+  until the next save.
 
   Args:
     directory: made where missing, with its parents.
@@ -69,6 +71,7 @@ def save(
   unfinished, old = (directory.with_name(f'.{directory.name}.{os.getpid()}.{word}') for word in ('tmp', 'old'))
   try:
     _check_replaceable(directory)
+    remove_leftovers(directory, 'tmp')
     unfinished.mkdir(parents=True, exist_ok=True)
     (unfinished / CONFIG).write_text(text)
     save_file(arrays, unfinished / ARRAYS, header)
@@ -82,13 +85,14 @@ def save(
   finally:
     shutil.rmtree(unfinished, ignore_errors=True)
   shutil.rmtree(old, ignore_errors=True)
+  remove_leftovers(directory, 'old')        # not before: they may have been the only whole ones
 
 
 def load(directory: str | os.PathLike) -> Weights:
   """The weights that `save` wrote, as NumPy arrays.
 
   Raises:
-    UserError: no weights there; a damaged file, a foreign one, or one of another version.
+    UserError: no weights there; a damaged file, a foreign one, or one of another version; numbers that are not finite.
   """
   for name in (ARRAYS, CONFIG):
     if not (Path(directory) / name).is_file():
@@ -108,6 +112,7 @@ def load(directory: str | os.PathLike) -> Weights:
     if kind not in trees or not module or not leaf:
       raise UserError(f'{path} is damaged: it holds {name!r}, which names neither a parameter nor a state')
     trees[kind].setdefault(module, {})[leaf] = arrays[name]
+  check_finite(arrays, str(path))
   return Weights(run_config.load(directory), trees['params'], trees['state'], metadata)
 
 
@@ -123,7 +128,9 @@ def is_weights(directory: str | os.PathLike) -> bool:
   return isinstance(metadata, dict) and metadata.get('format') == _FORMAT
 
 
-def check_fits(params: Tree, state: Tree, template: tuple[Tree, Tree], where: str) -> None:
+def check_fits(
+  params: Tree, state: Tree, template: tuple[Tree, Tree], where: str, num_shown: int = _NUM_SHOWN,
+) -> None:
   """Raises one UserError that names the entries which are missing, unexpected or of another shape; dtypes may differ.
 
   Args:
@@ -132,6 +139,7 @@ def check_fits(params: Tree, state: Tree, template: tuple[Tree, Tree], where: st
     template: (params, state) as they must be, of arrays or `jax.ShapeDtypeStruct`s: what `init` of
       `hk.transform_with_state` gives, also under `jax.eval_shape`.
     where: what they are, for the message: 'the weights in runs/digits'.
+    num_shown: how many entries the message names; it counts all.
   """
   found, expected = (
     {name: list(np.shape(leaf)) for name, leaf in entries(*trees).items()} for trees in ((params, state), template))
@@ -141,9 +149,25 @@ def check_fits(params: Tree, state: Tree, template: tuple[Tree, Tree], where: st
     f'{name} is {found[name]}, expected {expected[name]}'
     for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
   if differences:
-    rest = len(differences) - _NUM_SHOWN
-    shown = '; '.join(differences[:_NUM_SHOWN]) + (f'; and {rest} more, {len(differences)} in all' if rest > 0 else '')
-    raise UserError(f'{where} does not fit this model: {shown}')
+    raise UserError(f'{where} does not fit this model: {_shortened(differences, num_shown)}')
+
+
+def check_finite(arrays: Mapping[str, np.ndarray], where: str) -> None:
+  """Raises one UserError that names the first few of `arrays`, {name: array}, with a NaN or an infinity in them."""
+  damaged = [
+    name for name, array in arrays.items()
+    if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all()]
+  if damaged:
+    verb = 'hold' if len(damaged) > 1 else 'holds'
+    raise UserError(f'{where}: {_shortened(damaged, 3)} {verb} numbers that are not finite: the file is damaged')
+
+
+def remove_leftovers(directory: Path, word: str) -> None:
+  """Removes what killed processes left beside `directory`, `.<name>.<process>.<word>`; not that of one which lives."""
+  pattern = re.compile(rf'\.{re.escape(directory.name)}\.(\d{{1,9}})\.{word}')
+  for path in directory.parent.iterdir() if directory.parent.is_dir() else ():
+    if (match := pattern.fullmatch(path.name)) and not _lives(int(match[1])):
+      shutil.rmtree(path, ignore_errors=True)
 
 
 def entries(params: Tree, state: Tree) -> dict[str, Any]:
@@ -159,6 +183,21 @@ def entries(params: Tree, state: Tree) -> dict[str, Any]:
         raise UserError(f'{kind}/{module} must be a module path with named leaves, and their names without a slash')
       named |= {f'{kind}/{module}/{leaf}': value for leaf, value in leaves.items()}
   return named
+
+
+def _shortened(items: Sequence[str], num_shown: int) -> str:
+  rest = len(items) - num_shown
+  return '; '.join(items[:num_shown]) + (f'; and {rest} more, {len(items)} in all' if rest > 0 else '')
+
+
+def _lives(process: int) -> bool:
+  try:
+    os.kill(process, 0)
+  except ProcessLookupError:
+    return False
+  except OSError:                           # somebody else's
+    return True
+  return True
 
 
 def _array(name: str, leaf: Any) -> np.ndarray:

@@ -42,7 +42,9 @@ def test_a_file_of_the_authors_becomes_a_directory_that_gives_the_same_answers(t
   assert perceiver_jax.load(tmp_path / 'out').credit == loaded.metadata['licence']
   capsys.readouterr()
   assert convert(['convert', str(file), str(tmp_path / 'other'), '--model=optical_flow']) == 1
-  assert 'does not fit this model' in capsys.readouterr().err and not (tmp_path / 'other').exists()
+  error = capsys.readouterr().err
+  assert 'looks like video_autoencoding, not optical_flow: it does not fit this model' in error
+  assert not (tmp_path / 'other').exists()
 
 
 @pytest.mark.parametrize(('arguments', 'exit_code', 'message'), [
@@ -51,11 +53,13 @@ def test_a_file_of_the_authors_becomes_a_directory_that_gives_the_same_answers(t
   (['{file}', '{dest}', '--model=imagenet'], 1, "'imagenet' is no released model"),
   (['{file}', '{dest}', '--model=masked_lm'], 1, 'cannot read'),
   (['{missing}', '{dest}'], 1, 'nor a directory'),
+  (['{directory}', '{dest}', '--model=masked_lm'], 1, 'leave out --model'),
   (['{file}', '{dest}', '--to=onnx'], 2, 'huggingface'),
 ])
 def test_a_wrong_conversion_is_answered_in_a_line_and_leaves_nothing(arguments, exit_code, message, tmp_path, capsys):
   (tmp_path / 'file').write_text('<html>not found</html>')
-  places = {'file': tmp_path / 'file', 'dest': tmp_path / 'dest', 'missing': tmp_path / 'missing'}
+  (tmp_path / 'directory').mkdir()
+  places = {name: tmp_path / name for name in ('directory', 'file', 'dest', 'missing')}
   assert convert(['convert', *(argument.format(**places) for argument in arguments)]) == exit_code
   error = capsys.readouterr().err
   assert message in error and 'Traceback' not in error

@@ -87,7 +87,7 @@ def test_the_log_names_the_head_that_is_new_and_the_table_that_was_resized(tuned
   assert not_taken and not_taken[2].split(', params/') == [
     'params/decoder/output/b (5,) -> (10,)', 'decoder/output/w (16, 5) -> (16, 10)']
   taken = re.search(rf'Taken from {tuned.released} \((\d+)\): (.*)', tuned.log)
-  assert taken and 'params/processor/self_attend_0/attention/query/w' in taken[2]
+  assert taken and taken[2].endswith(', ...') and taken[2].count(', ') == 5
   params = weights.load(tuned.released).params
   assert int(taken[1]) == sum(len(leaves) for name, leaves in params.items() if name not in HEAD | TABLE)
   assert 'Not used' not in tuned.log and 'not there' not in tuned.log
@@ -129,7 +129,7 @@ def test_a_run_has_the_same_figures_by_its_workdir_as_a_model_and_converted(tune
     assert commands.evaluate(['eval', f'--split={split}', *arguments]) == 0
     figures.append(dict(line.split(': ') for line in capsys.readouterr().out.splitlines()))
   assert figures[0].pop('step').isdecimal()
-  assert figures[0].keys() == {f'{split}/loss', f'{split}/accuracy'}
+  assert figures[0].keys() == {'examples', f'{split}/loss', f'{split}/accuracy'}
   assert figures[1] == figures[2] == figures[0]
   for name, value in figures[3].items():
     np.testing.assert_allclose(float(value), float(figures[0][name]), rtol=2e-5)

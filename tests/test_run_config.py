@@ -23,6 +23,19 @@ def test_a_config_json_that_is_not_ours_is_never_overwritten(tmp_path, config, t
   assert path.read_text() == text and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize('text, fault', [
+  ('[' * 100_000 + ']' * 100_000, 'nested too deeply'),
+  ('{"a":' * 600 + '1' + '}' * 600, 'nested too deeply'),
+  ('{"num_steps": 1, "model": 3}', 'model is 3, no table of keys'),
+  ('{"num_steps": 1, "data": [1, 2]}', r'data is \(1, 2\), no table of keys'),
+  ('{"num_steps": 1, "model": null}', 'model is None, no table of keys'),
+])
+def test_a_config_json_of_another_form_is_damaged(tmp_path, text, fault):
+  (tmp_path / 'config.json').write_text(text)
+  with pytest.raises(UserError, match=rf'config\.json is damaged: .*{fault}'):
+    run_config.load(tmp_path)
+
+
 def test_a_run_that_saved_nothing_leaves_its_workdir_to_another_config(tmp_path, config):
   run_config.claim(config, tmp_path, is_new=True)
   config.seed += 1

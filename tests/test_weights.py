@@ -283,6 +283,25 @@ def test_a_damaged_config_is_named(saved):
     weights.load(saved)
 
 
+def test_a_config_that_nests_without_end_is_named(saved):
+  for depth in (600, 100_000):              # the second is too deep for json itself
+    (saved / 'config.json').write_text('{"a": ' * depth + '1' + '}' * depth)
+    with pytest.raises(UserError, match=r'config\.json is damaged'):
+      weights.load(saved)
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_entries_that_are_not_finite_are_named_and_counted(tmp_path, dtype, value):
+  params = {f'layer_{i}': {'w': np.array([1, value, 2], dtype), 'b': np.ones(2, dtype)} for i in range(5)}
+  weights.save(tmp_path / 'weights', CONFIG, params, make_state())
+  with pytest.raises(UserError) as error:
+    weights.load(tmp_path / 'weights')
+  assert str(error.value) == (
+    f'{tmp_path}/weights/weights.safetensors: params/layer_0/w; params/layer_1/w; params/layer_2/w; and 2 more, '
+    '5 in all hold numbers that are not finite: the file is damaged')
+
+
 def test_a_directory_of_weights_is_told_by_its_header_alone(saved, tmp_path):
   assert weights.is_weights(saved)
   DAMAGES['truncated'](saved / 'weights.safetensors')

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perceiver_jax.inference.model import Model, as_image, most_probable
+from perceiver_jax.inference.model import Model, as_image, ask, most_probable
 
 
 class Classification(NamedTuple):
@@ -40,7 +40,7 @@ def predict(
   pixels = central_crop(as_image(image, 'an image'), data.image_size)
   if data.num_channels == 1:
     pixels = np.rint(pixels.mean(-1, keepdims=True)).astype(np.uint8)
-  outputs = model.run({'image': pixels[None]}, capture=capture)
+  outputs = ask(model, {'image': pixels[None]}, capture=capture)
   names, probabilities, indices = most_probable(outputs['logits'][0], class_names, top_k)
   return Classification(names, probabilities, indices, pixels, outputs.get('captured'))
 

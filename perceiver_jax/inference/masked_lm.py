@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,7 +12,7 @@ import jax
 import numpy as np
 
 from perceiver_jax import byte_tokenizer
-from perceiver_jax.inference.model import Model, check_text
+from perceiver_jax.inference.model import Model, ask, check_text
 from perceiver_jax.types import UserError
 
 
@@ -34,12 +36,12 @@ def predict(
     model: of the task masked_lm, on bytes.
     text: `Some [words] are [MASK][MASK].`: what stands in square brackets is hidden, as many bytes as it has; a [MASK]
       is one hidden byte, and [] is nothing. With `spans`, the text as it is, brackets and all.
-    spans: [start, end) in characters.
+    spans: [(start, end), ...] in characters, end not among them, in any order.
     capture: also return attention maps and latents.
 
   Raises:
-    UserError: nothing hidden, a bracket that is not closed before the next one opens, a span outside the text, a longer
-      text than the model reads, or not a model on bytes.
+    UserError: nothing hidden, a bracket that is not closed before the next one opens, spans of another form, outside
+      the text or one upon another, a longer text than the model reads, or not a model on bytes.
   """
   check_text(model, text)
   data = model.config.data
@@ -53,7 +55,7 @@ def predict(
   for start, end in byte_spans:
     tokens[start:end] = byte_tokenizer.MASK
   valid = (np.arange(data.max_length) < len(raw)).astype(np.uint8)
-  outputs = model.run({'tokens': tokens[None], 'valid': valid[None]}, capture=capture)
+  outputs = ask(model, {'tokens': tokens[None], 'valid': valid[None]}, capture=capture)
   probabilities = tuple(np.asarray(jax.nn.softmax(outputs['logits'][0, start:end])) for start, end in byte_spans)
   best = [byte_tokenizer.NUM_SPECIAL + each[:, byte_tokenizer.NUM_SPECIAL:].argmax(-1) for each in probabilities]
   filled = tokens[:len(raw)].copy()
@@ -85,10 +87,22 @@ def _given(text: str, spans: Sequence[tuple[int, int]]) -> tuple[bytes, list[tup
   """The same of a text and spans in characters."""
   byte_spans = []
   hidden: list[str | None] = []
-  for start, end in spans:
+  pairs = _pairs(spans)
+  for start, end in pairs:
     if not 0 <= start < end <= len(text):
       raise UserError(f'the span [{start}, {end}) is not inside the text of {len(text)} characters')
     before, within = (len(byte_tokenizer.encode(part)) for part in (text[:start], text[start:end]))
     byte_spans.append((before, before + within))
     hidden.append(text[start:end])
+  in_order = sorted(pairs)
+  for (start, end), (next_start, next_end) in itertools.pairwise(in_order):
+    if next_start < end:
+      raise UserError(f'the spans [{start}, {end}) and [{next_start}, {next_end}) overlap; make one of them')
   return byte_tokenizer.decode_bytes(byte_tokenizer.encode(text)), byte_spans, hidden
+
+
+def _pairs(spans: Any) -> list[tuple[int, int]]:
+  try:
+    return [(operator.index(start), operator.index(end)) for start, end in spans]
+  except (TypeError, ValueError):            # of what is no number, and of another number of them
+    raise UserError(f'spans are [(start, end), ...], whole numbers of characters, not {spans!r:.60}') from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -14,7 +14,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from perceiver_jax import byte_tokenizer
-from perceiver_jax.types import Batch, Task, Tree, UserError
+from perceiver_jax.types import Batch, Spec, Task, Tree, UserError
+
+_POINTS = {'video_points', 'audio_points'}                # which all examples of a batch share
+_OPTIONAL = {'mask', 'valid', 'patches', *_POINTS}        # what a batch may hold beside what the task's spec says
 
 
 class Model(NamedTuple):
@@ -42,9 +45,10 @@ def template(config: ConfigDict) -> tuple[Tree, Tree]:
 def build(config: ConfigDict, params: Tree, state: Tree) -> Model:
   """The model on the default device, in float32 or whatever the weights are.
 
-  Its `run` raises UserError for a batch that is not what the task takes.
+  Its `run` takes in a batch whatever `np.asarray` does, and raises UserError for one that is not what the task takes.
   """
-  apply = hk.transform_with_state(task_of(config).forward).apply
+  task = task_of(config)
+  apply = hk.transform_with_state(task.forward).apply
   params, state = jax.device_put((params, state))
 
   @functools.partial(jax.jit, static_argnames='capture')
@@ -52,9 +56,43 @@ def build(config: ConfigDict, params: Tree, state: Tree) -> Model:
     return apply(params, state, None, batch, is_training=False, capture=capture)[0]
 
   def run(batch: Batch, *, capture: bool = False) -> dict[str, Any]:
-    return jax.tree.map(np.asarray, compiled(params, state, dict(batch), capture))
+    return jax.tree.map(np.asarray, compiled(params, state, _checked(task.spec, config, batch), capture))
 
   return Model(config, params, state, run)
+
+
+def _checked(spec: Spec, config: ConfigDict, batch: Any) -> dict[str, np.ndarray]:
+  """The batch as arrays. Raises UserError where it has unknown entries, what are no numbers, or no example."""
+  if not isinstance(batch, Mapping):
+    raise UserError(f'a batch is a dict of arrays by name, {", ".join(spec)}, not {type(batch).__name__}')
+  if unknown := sorted(str(name) for name in batch if name not in {*spec, *_OPTIONAL}):
+    raise UserError(f'this model has no input {unknown[0]!r}; it takes {", ".join(spec)}')
+  arrays = {}
+  for name, value in batch.items():
+    try:
+      arrays[name] = np.asarray(value)
+    except (RuntimeError, TypeError, ValueError) as error:  # PyTorch's refusals are of all kinds
+      raise UserError(f'{name} cannot be made an array: {error}') from error
+    if arrays[name].dtype.kind in 'OSUMmc':
+      raise UserError(f'{name} is of {arrays[name].dtype}, but a model takes real numbers')
+    if name not in _POINTS and arrays[name].shape[:1] == (0,):
+      raise UserError(f'{name} is {list(arrays[name].shape)}: the batch is empty; give it one example at least')
+  tokens, vocab_size = arrays.get('tokens'), config.data.get('vocab_size')
+  # Nobody would notice: JAX takes the nearest row of a table.
+  if tokens is not None and tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
+    raise UserError(f'tokens are from {tokens.min()} to {tokens.max()}; this model knows 0 to {vocab_size - 1}')
+  return arrays
+
+
+def ask(model: Model, batch: Batch, *, capture: bool = False) -> dict[str, Any]:
+  """`model.run`, of what a person is to be told. Raises UserError for outputs that are not finite."""
+  outputs = model.run(batch, capture=capture)
+  for name, values in outputs.items():
+    if name != 'captured' and not np.isfinite(values).all():
+      raise UserError(
+        f'the model answered with numbers that are not finite ({name}): its weights are damaged, or come from a run '
+        'that diverged; fetch, convert or train them again')
+  return outputs
 
 
 def as_image(image: Any, what: str) -> np.ndarray:

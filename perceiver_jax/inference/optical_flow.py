@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from perceiver_jax.inference.model import Model, as_image
+from perceiver_jax.inference.model import Model, as_image, ask
 from perceiver_jax.tasks.optical_flow import FLOW_SCALE
 from perceiver_jax.types import UserError
 
@@ -44,7 +44,7 @@ def predict(model: Model, first: Any, second: Any, *, capture: bool = False) -> 
   share = tile_weights(tile)
   for top, left in tqdm(tile_corners(pair.shape[1:3], tile), desc='tiles', leave=False, disable=None):
     window = np.s_[top:top + tile[0], left:left + tile[1]]
-    outputs = model.run({'frames': pair[None, :, *window]}, capture=capture)
+    outputs = ask(model, {'frames': pair[None, :, *window]}, capture=capture)
     total[window] += share[..., None] * outputs['flow'][0]
     weight[window] += share
     captured += [outputs['captured']] if capture else []

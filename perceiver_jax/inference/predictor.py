@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from perceiver_jax.inference import model as models
 from perceiver_jax.inference.source import open_source
+from perceiver_jax.types import UserError
 
 
 class Predictor(NamedTuple):
@@ -25,6 +28,7 @@ class Predictor(NamedTuple):
   (`image=`, `tokens=` and `valid=`, `frames=`; uint8, or float that is normalised already). It returns logits in that
   layout, as NumPy arrays.
   `run` takes a batch of the task and returns its outputs, with `capture=True` attention maps and latents among them.
+  In a batch may be whatever `np.asarray` takes, of one example at least.
   """
 
   config: ConfigDict
@@ -34,6 +38,16 @@ class Predictor(NamedTuple):
   logits: Callable[..., Any]
   run: Callable[..., dict[str, Any]]
   credit: str  # whose weights they are, and their licence; '' for your own
+
+  @property
+  def num_parameters(self) -> int:
+    """How many numbers were trained."""
+    return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+  def __repr__(self) -> str:
+    """A line; the arrays would fill screens."""
+    credit = f', weights by {self.credit}' if self.credit else ''
+    return f'Predictor({self.config.task}, {self.num_parameters:,} parameters{credit})'
 
 
 def load(name: str | Path, path: str | Path | None = None) -> Predictor:
@@ -46,16 +60,19 @@ def load(name: str | Path, path: str | Path | None = None) -> Predictor:
     path: of a released model, the authors' file; without it, it is downloaded once.
 
   Raises:
-    UserError: no such model, a file that does not fit it, or no connection and no file.
+    UserError: no such model, no name or path at all, a file that does not fit it, or no connection and no file.
 
   Says on stderr whose weights they are, where these have a licence.
   """
+  _check_path('the name of a model', name)
+  if path is not None:
+    _check_path('path', path)
   source = open_source(name, path)
   if source.credit:
     print(f'{name}: weights by {source.credit}', file=sys.stderr)
   model = models.build(source.config, source.params, source.state)
   module = importlib.import_module(f'perceiver_jax.inference.{source.config.task}')
-  predict, batch_of, logits_of = functools.partial(module.predict, model), source.batch_of, source.logits_of
+  predict = functools.partial(module.predict, model)
   if 'class_names' in inspect.signature(module.predict).parameters:
     predict = functools.partial(predict, class_names=source.class_names)
   return Predictor(
@@ -63,7 +80,32 @@ def load(name: str | Path, path: str | Path | None = None) -> Predictor:
     params=model.params,
     state=model.state,
     predict=predict,
-    logits=lambda **inputs: logits_of(model.run(batch_of(inputs))),  # not of `source`, which holds weights on the host
+    logits=_logits(model, source.batch_of, source.logits_of),
     run=model.run,
     credit=source.credit,
   )
+
+
+def _logits(model: models.Model, batch_of: Callable[..., Any], logits_of: Callable[..., Any]) -> Callable[..., Any]:
+  """`Predictor.logits`; not of a `Source`, which holds weights on the host."""
+  def logits(*args: Any, **inputs: Any) -> Any:
+    if args:
+      names = ', '.join(f'{name}=' for name in models.task_of(model.config).spec)
+      raise UserError(
+        f'logits takes its inputs by name: {names}; of a model of Hugging Face what its PyTorch forward takes, '
+        'inputs= or pixel_values=, say')
+    return logits_of(model.run(batch_of(inputs)))
+
+  return logits
+
+
+def _check_path(what: str, value: Any) -> None:
+  """Raises UserError for what cannot be a path, whether or not there is something."""
+  if not isinstance(value, str | Path) or not str(value):
+    raise UserError(f'{what} is a str or a Path, and not empty; it is {value!r:.60}')
+  try:
+    os.stat(value)
+  except (FileNotFoundError, NotADirectoryError):
+    pass
+  except (OSError, ValueError) as error:     # too long, not to be looked at, with a null character
+    raise UserError(f'{what}, {str(value)!r:.60}, is no path: {getattr(error, "strerror", error)}') from error

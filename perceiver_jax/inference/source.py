@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from perceiver_jax import run_config, weights
+from perceiver_jax.inference import labels
 from perceiver_jax.inference.labels import class_names
 from perceiver_jax.inference.model import task_of, template
 from perceiver_jax.interop import deepmind, huggingface, huggingface_config, huggingface_inputs, torch_file, zoo
@@ -30,6 +33,12 @@ class Source(NamedTuple):
   credit: str = ''                              # whose weights they are, and their licence
 
 
+_TASKS = Path(__file__).parents[1] / 'tasks'
+# How the keys end that multiply to a number of layers.
+_DEPTHS = ('.num_blocks', '.num_self_attends_per_block', '.num_cross_attends')
+_MAX_LAYERS = 10_000
+
+
 def open_source(name: str | Path, path: str | Path | None = None) -> Source:
   """The source of `load`; see there."""
   if isinstance(name, str) and name in zoo.MODELS:  # a Path is a directory, whatever it is called
@@ -37,14 +46,19 @@ def open_source(name: str | Path, path: str | Path | None = None) -> Source:
   directory = Path(name)
   if path is not None:
     raise UserError(f'{name!r} is no released model, so `path` means nothing; those are: {", ".join(zoo.MODELS)}')
+  if directory.is_file():
+    raise UserError(
+      f'{directory} is a file, neither a released model nor a directory: name the model that it holds, '
+      f'load(NAME, path={str(directory)!r}) or --model=NAME --path={directory}; NAME is one of {", ".join(zoo.MODELS)}')
   if not directory.is_dir():
     raise UserError(f'{name!r} is neither a released model ({", ".join(zoo.MODELS)}) nor a directory')
-  if 'architectures' in _config_json(directory):
-    return _huggingface(directory)
-  if (directory / 'checkpoints').is_dir():
-    return _run(directory)
-  if weights.is_weights(directory):
-    return _ours(directory)
+  with _naming(directory):
+    if 'architectures' in _config_json(directory):
+      return _huggingface(directory)
+    if (directory / 'checkpoints').is_dir():
+      return _run(directory)
+    if weights.is_weights(directory):
+      return _ours(directory)
   raise UserError(
     f'{directory} holds no model: neither one of Hugging Face (a config.json with `architectures`), nor a run of ours '
     '(checkpoints/), nor converted weights (weights.safetensors, by perceiver_jax.convert)')
@@ -55,10 +69,15 @@ def _config_json(directory: Path) -> dict[str, Any]:
     values = json.loads((directory / 'config.json').read_text())
   except (OSError, ValueError):
     return {}
+  except RecursionError:
+    raise UserError(f'{directory}/config.json is damaged: it is nested too deeply') from None
   return values if isinstance(values, dict) else {}
 
 
 def _released(name: str, path: str | Path | None) -> Source:
+  if path is not None and Path(path).is_dir():
+    raise UserError(f"{path} is a directory, and `path` is the authors' file: leave out {name}, and give the directory "
+                    f'alone, load({str(path)!r}) or --model={path}')
   config = zoo.config(name)
   params, state = deepmind.load(path or zoo.fetch(name), config, template(config))
   credit = f'{zoo.MODELS[name].credit}, {zoo.MODELS[name].licence}'
@@ -67,7 +86,7 @@ def _released(name: str, path: str | Path | None) -> Source:
 
 def _huggingface(directory: Path) -> Source:
   config, architecture = huggingface_config.read_config(directory), huggingface_config.architecture_of(directory)
-  params, state = huggingface.convert(torch_file.read(directory), config, template(config))
+  params, state = huggingface.convert(torch_file.read(directory), config, _template(config, directory))
   return Source(
     config, params, state,
     functools.partial(huggingface_inputs.inputs_of, config, architecture),
@@ -80,17 +99,53 @@ def _run(directory: Path) -> Source:
 
   config = run_config.load(directory)
   _, params, state = load_weights(directory)
-  weights.check_fits(params, state, template(config), str(directory))
+  weights.check_fits(params, state, _template(config, directory), str(directory))
   return Source(config, params, state, *_native(config), class_names(config))
 
 
 def _ours(directory: Path) -> Source:
   loaded = weights.load(directory)
-  weights.check_fits(loaded.params, loaded.state, template(loaded.config), str(directory))
+  weights.check_fits(loaded.params, loaded.state, _template(loaded.config, directory), str(directory))
   return Source(
     loaded.config, loaded.params, loaded.state, *_native(loaded.config),
-    tuple(loaded.metadata.get('class_names', '').splitlines()) or class_names(loaded.config),
+    tuple(loaded.metadata.get('class_names', '').splitlines()) or _packaged_names(loaded.config),
     loaded.metadata.get('licence', ''))
+
+
+@contextlib.contextmanager
+def _naming(directory: Path) -> Iterator[None]:
+  """What is wrong is said of the directory."""
+  try:
+    yield
+  except RecursionError:
+    raise UserError(f'{directory}: its config.json is damaged: it is nested too deeply') from None
+  except UserError as error:
+    if str(directory) in str(error):
+      raise
+    raise UserError(f'{directory}: {error}') from error
+
+
+def _template(config: ConfigDict, directory: Path) -> tuple[Tree, Tree]:
+  """`template` of a config that somebody else may have written."""
+  tasks = sorted(path.stem for path in _TASKS.glob('[a-z]*.py'))
+  if config.get('task') not in tasks:       # its name is that of a module, to be imported
+    raise UserError(f'the config of {directory} is of the task {config.get("task")!r}; there are {", ".join(tasks)}')
+  run_config.check_ranges(config)
+  counts = [max(value, 1) for key, value in run_config.flatten(config).items()
+            if key.endswith(_DEPTHS) and type(value) is int]
+  if math.prod(counts) > _MAX_LAYERS:       # which would be built one by one, for ever
+    raise UserError(f'the config of {directory} describes a model of {math.prod(counts)} layers; at most {_MAX_LAYERS}')
+  try:
+    return template(config)
+  except (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
+    raise UserError(f'the config of {directory} describes no model that can be built: '
+                    f'{" ".join(str(error).split()) or type(error).__name__:.300}') from error
+
+
+def _packaged_names(config: ConfigDict) -> tuple[str, ...] | None:
+  """`class_names`, but where a directory of somebody else's names a file, that file is not read."""
+  packaged = [path.stem for path in Path(labels.__file__).parent.glob('*.txt')]
+  return class_names(config) if config.data.get('class_names') in packaged else None
 
 
 def _native(config: ConfigDict) -> tuple[Callable[..., Batch], Callable[..., Any]]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from perceiver_jax import byte_tokenizer
-from perceiver_jax.inference.model import Model, check_text, most_probable
+from perceiver_jax.inference.model import Model, ask, check_text, most_probable
 from perceiver_jax.types import UserError
 
 
@@ -42,6 +42,6 @@ def predict(
   tokens = np.full(data.max_length, byte_tokenizer.PAD, np.int32)
   tokens[:len(ids)] = ids
   valid = (np.arange(data.max_length) < len(ids)).astype(np.uint8)
-  outputs = model.run({'tokens': tokens[None], 'valid': valid[None]}, capture=capture)
+  outputs = ask(model, {'tokens': tokens[None], 'valid': valid[None]}, capture=capture)
   names, probabilities, _ = most_probable(outputs['logits'][0], class_names)
   return TextClass(names, probabilities, outputs.get('captured'))

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from perceiver_jax.inference.image_classification import resized
-from perceiver_jax.inference.model import Model, most_probable
+from perceiver_jax.inference.model import Model, ask, most_probable
 from perceiver_jax.types import UserError
 
 FRAMES_PER_SECOND = 25
+ROUNDING = 1e-3  # how far full scale may be beyond 1: -2 ** 15 / (2 ** 15 - 1), say
 
 
 class Reconstruction(NamedTuple):
@@ -44,8 +45,8 @@ def predict(
     capture: also return attention maps and latents.
 
   Raises:
-    UserError: another number of frames or samples, another rate, ranks or dtypes; `top_k` below 1, or names of another
-      number of labels.
+    UserError: another number of frames or samples, another rate, ranks, dtypes or range; `top_k` below 1, or names of
+      another number of labels.
   """
   data = model.config.data
   num_samples, rate = data.num_frames * data.samples_per_frame, FRAMES_PER_SECOND * data.samples_per_frame
@@ -68,10 +69,13 @@ def predict(
     raise UserError(
       f'the audio is {sound.dtype} {list(sound.shape)}, but the model hears [{num_samples}] float in -1..1, mono, '
       f'{data.num_frames / FRAMES_PER_SECOND:g} seconds at {rate} samples a second')
+  loudest = np.abs(sound).max()
+  if not loudest <= 1 + ROUNDING:
+    raise UserError(f'the audio is in -1..1, but its largest magnitude is {loudest:g}: divide it by that of full scale')
   cropped = central_square(frames, data.image_size)
   label = np.zeros((1, data.num_classes), np.float32)
-  outputs = model.run(
-    {'video': cropped[None], 'audio': sound[None].astype(np.float32), 'label': label}, capture=capture)
+  outputs = ask(
+    model, {'video': cropped[None], 'audio': sound[None].astype(np.float32), 'label': label}, capture=capture)
   names, probabilities, _ = most_probable(outputs['label'][0], class_names, top_k)
   return Reconstruction(
     video=cropped,

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -66,6 +67,15 @@ _MODELS = {
   'optical_flow': ('perceiver_encoder', 'flow_decoder/~/basic_decoder', _FLOW),
   'video_autoencoding': ('encoder', 'multimodal_decoder/~/basic_decoder', _VIDEO),
 }
+# What the module paths of a released model begin with, and no other's before it in the table.
+_SIGNS = {
+  'video_autoencoding': 'multimodal_decoder',
+  'optical_flow': 'flow_decoder',
+  'masked_lm': 'embedding_decoder',
+  'imagenet_conv': 'image_preprocessor/~/conv2_d_downsample',
+  'imagenet_learned': 'image_preprocessor/~_build_network_inputs',
+  'imagenet_fourier': 'classification_decoder',
+}
 
 
 def load(path: str | os.PathLike, config: ConfigDict, template: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
@@ -77,8 +87,9 @@ def load(path: str | os.PathLike, config: ConfigDict, template: tuple[Tree, Tree
     template: (params, state) of that model, as `jax.ShapeDtypeStruct`s.
 
   Raises:
-    UserError: no such file, or one that holds more than arrays; or arrays that are not this model's: all that are
-      missing, unexpected or of another shape are named.
+    UserError: no such file, or one that holds more than arrays; arrays that are not this model's: the first that are
+      missing, unexpected or of another shape are named, and the model whose they seem to be; arrays of other numbers
+      than floats, or of some that are not finite.
   """
   tree = pystate.read(path)
   if not isinstance(tree, dict) or not tree:
@@ -91,7 +102,7 @@ def convert(
   params: Mapping[str, Any], state: Mapping[str, Any], config: ConfigDict, template: tuple[Tree, Tree],
   where: str = 'the tree',
 ) -> tuple[Tree, Tree]:
-  """The authors' `params` and `state` under our names; `template`, errors as in `load`, which say `where`."""
+  """The authors' `params` and `state` under our names, floats in float32; the rest as in `load`; errors say `where`."""
   if config.task not in _MODELS:
     raise UserError(f'the authors released no model of the task {config.task!r}')
   ours = {name: f'{kind} {theirs}' for kind, name, theirs in _names(config.task, template)}
@@ -105,8 +116,32 @@ def convert(
     # What is unknown keeps its name, so that `check_fits` can tell of it.
     module, leaf = back[foreign].rsplit(':', 1) if foreign in back else (module, leaf)
     found[kind].setdefault(module, {})[leaf] = value
-  weights.check_fits(found['params'], found['state'], template, where)
+  asked, given = _likely(ours.values()), _likely(theirs)
+  hint = f' looks like {given}, not {asked}: it' if given and asked != given else ''
+  weights.check_fits(found['params'], found['state'], template, where + hint, num_shown=3)
+  likes = weights.entries(*template)
+  for kind, tree in found.items():
+    for module, leaves in tree.items():
+      for leaf, value in leaves.items():
+        name = f'{kind}/{module}/{leaf}'
+        leaves[leaf] = _as(likes[name], value, f'{where}: {name}')
+  weights.check_finite(weights.entries(found['params'], found['state']), where)
   return found['params'], found['state']
+
+
+def _likely(names: Iterable[str]) -> str | None:
+  """The released model that has modules of these names, 'params module/path:leaf', as far as they tell."""
+  paths = [name.partition(' ')[2] for name in names]
+  return next((model for model, sign in _SIGNS.items() if any(path.startswith(sign) for path in paths)), None)
+
+
+def _as(like: Any, array: np.ndarray, what: str) -> np.ndarray:
+  """The array in float32, or in the dtype of a counter."""
+  kind, dtype = (jnp.floating, np.float32) if jnp.issubdtype(like.dtype, jnp.floating) else (jnp.integer, like.dtype)
+  if not jnp.issubdtype(array.dtype, kind):
+    raise UserError(f'{what} is of {array.dtype}, not of {"floats" if kind is jnp.floating else "integers"}')
+  with np.errstate(over='ignore'):          # the infinities are told of
+    return array.astype(dtype, copy=False)
 
 
 def _modules(tree: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
+from perceiver_jax import weights
 from perceiver_jax.interop.huggingface_config import write_config
 from perceiver_jax.types import Tree, UserError
 
@@ -99,9 +100,10 @@ def convert(state_dict: Mapping[str, np.ndarray], config: ConfigDict, template: 
       is_training=True, also under `jax.eval_shape`.
 
   Raises:
-    UserError: names every entry that is missing, unknown, of another shape, or not of floats.
+    UserError: names every entry that is missing, unknown, of another shape, or not of floats; or the first that hold a
+      NaN or an infinity.
   """
-  problems, used = [], set()
+  problems, used, converted = [], set(), {}
   trees: tuple[Tree, Tree] = ({}, {})
   for tree, wanted in zip(trees, template, strict=True):
     for module, leaves in wanted.items():
@@ -120,10 +122,12 @@ def convert(state_dict: Mapping[str, np.ndarray], config: ConfigDict, template: 
           problems.append(f'{name} is of {found.dtype}, not of floats')
         else:
           turned = found.transpose(_axes(leaf, found.ndim, _TO_OURS)).reshape(like.shape)
-          tree[module][leaf] = np.array(turned, np.float32, order='C')
+          with np.errstate(over='ignore'):  # the infinities are told of
+            tree[module][leaf] = converted[name] = np.array(turned, np.float32, order='C')
   problems += [f'{name} is unknown' for name in sorted(state_dict.keys() - used) if not name.endswith(_COUNTER)]
   if problems:
     raise UserError(f'these parameters of Hugging Face do not fit their config: {"; ".join(dict.fromkeys(problems))}')
+  weights.check_finite(converted, 'these parameters of Hugging Face')
   return trees
 
 
@@ -152,18 +156,28 @@ def to_state_dict(params: Tree, state: Tree, config: ConfigDict) -> dict[str, np
   return arrays
 
 
-def save(directory: str | os.PathLike, config: ConfigDict, params: Tree, state: Tree) -> None:
+def save(
+  directory: str | os.PathLike, config: ConfigDict, params: Tree, state: Tree, *, class_names: Sequence[str] = (),
+) -> None:
   """Writes a directory that their `from_pretrained` reads, with the same logits but in rows that a mask hides.
+
+  Args:
+    directory: made, with its parents.
+    config: ours.
+    params: ours.
+    state: ours; {} where a model has none.
+    class_names: of a classifier, in order; numbers stand for them where there are none.
 
   Raises:
     UserError: there is such a directory already, or it cannot be written; or no class of theirs computes the model.
   """
   config = config.copy_and_resolve_references()
   config.model.masked_rows = 'mean'        # theirs know no other
-  arrays, values = to_state_dict(params, state, config), write_config(config)
+  arrays, values = to_state_dict(params, state, config), write_config(config, class_names)
   path = Path(directory)
   unfinished = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   try:
+    weights.remove_leftovers(path, 'tmp')
     unfinished.mkdir(parents=True)
     save_file(arrays, unfinished / 'model.safetensors', {'format': 'pt'})
     (unfinished / 'config.json').write_text(json.dumps(values, indent=2) + '\n')

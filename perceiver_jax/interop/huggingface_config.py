@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,20 +144,23 @@ def architecture_of(source: str | os.PathLike | Mapping[str, Any]) -> str:
 
 
 def class_names(source: str | os.PathLike | Mapping[str, Any]) -> tuple[str, ...] | None:
-  """What their file calls the classes, in order; None where it gives them numbers only, or none."""
-  names = _values(source).get('id2label') or {}
+  """What their file calls the classes, in order; None where it gives them numbers only, none, or no table of names."""
+  names = _values(source).get('id2label')
   try:
-    ordered = tuple(str(names[key]) for key in sorted(names, key=int))
-  except (TypeError, ValueError) as error:
-    raise UserError(f'id2label is {str(names)[:100]}; it must be a table of names by number') from error
+    ordered = tuple(names[key] for key in sorted(names, key=int)) if isinstance(names, Mapping) else ()
+  except (TypeError, ValueError):           # keys that are no numbers
+    return None
+  if not all(isinstance(name, str) for name in ordered):
+    return None
   return None if all(re.fullmatch(r'LABEL_\d+', name) for name in ordered) else ordered
 
 
-def write_config(config: ConfigDict) -> dict[str, Any]:
+def write_config(config: ConfigDict, class_names: Sequence[str] = ()) -> dict[str, Any]:
   """What their config.json would say of one of our configs: the opposite of `read_config`.
 
   Raises:
-    UserError: no class of theirs computes the same; names the keys that differ from the nearest one.
+    UserError: no class of theirs computes the same; names the keys that differ from the nearest one. Or another number
+      of `class_names` than of classes.
   """
   flat = run_config.flatten(config)
   nearest: tuple[int, str, str] | None = None
@@ -168,10 +171,22 @@ def write_config(config: ConfigDict) -> dict[str, Any]:
       f'{key} is {flat.get(key)!r} here, {same.get(key)!r} there' for key in sorted(flat.keys() | same.keys())
       if key.startswith(_COMPUTING) and key.rpartition('.')[2] not in _IDLE and flat.get(key) != same.get(key)]
     if not differences:
-      return values
+      return values | _labels(values.get('id2label', {}), class_names)
     nearest = min(nearest or (len(differences) + 1, '', ''), (len(differences), name, '; '.join(differences)))
   assert nearest is not None
   raise UserError(f'no class of Hugging Face computes what this config does; nearest is {nearest[1]}: {nearest[2]}')
+
+
+def _labels(numbered: Mapping[str, str], class_names: Sequence[str]) -> dict[str, Any]:
+  """What their config says of names for the classes that are `numbered`; nothing where there are none of either."""
+  if not numbered or not class_names:
+    return {}
+  if len(class_names) != len(numbered):
+    raise UserError(f'there are {len(class_names)} names of classes, but the model has {len(numbered)} classes')
+  return {
+    'id2label': dict(zip(numbered, class_names, strict=True)),
+    'label2id': {name: int(number) for number, name in zip(numbered, class_names, strict=True)},
+  }
 
 
 def _values(source: str | os.PathLike | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -182,7 +197,7 @@ def _values(source: str | os.PathLike | Mapping[str, Any]) -> Mapping[str, Any]:
     values = json.loads(path.read_text())
   except OSError as error:
     raise UserError(f'cannot read {path}: {error.strerror}') from error
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f'{path} is damaged: {error}') from error
   if not isinstance(values, dict):
     raise UserError(f'{path} is damaged: it holds no table of keys')
@@ -215,11 +230,11 @@ def _derived(known: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]
   if known['cross_attention_shape_for_attention'] not in ('kv', 'q'):
     raise UserError(
       f"cross_attention_shape_for_attention is 'kv' or 'q', not {known['cross_attention_shape_for_attention']!r}")
-  size, num_frames = known['image_size'], known['num_frames']
+  size, num_frames, id2label = known['image_size'], known['num_frames'], values.get('id2label')
   return {
     **known,
     'gelu': _GELU[known['hidden_act']],
-    'num_labels': len(values['id2label']) if values.get('id2label') else known['num_labels'],
+    'num_labels': len(id2label) if isinstance(id2label, Mapping) and id2label else known['num_labels'],
     'output_size': known['output_shape'][2],
     'video_resolution': (num_frames, size, size),
     'audio_resolution': (num_frames * known['audio_samples_per_frame'],),

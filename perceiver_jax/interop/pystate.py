@@ -35,15 +35,22 @@ def read(path: str | os.PathLike) -> Tree:
   path = Path(path)
   try:
     with path.open('rb') as file:
-      start = file.read(2)
-      if start[:1] != b'\x80' or start[1:] not in (b'\2', b'\3', b'\4', b'\5'):
-        raise ValueError(f'it is no pickle of protocol 2 to 5 (it begins with {start!r})')
+      start = file.read(9)
+      if start[:1] != b'\x80' or start[1:2] not in (b'\2', b'\3', b'\4', b'\5'):
+        raise ValueError(f'it is no pickle of protocol 2 to 5 (it begins with {start[:2]!r}){_likely(start)}')
       with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return pickle_reader.read(content, _NAMES, _set_state)
   except OSError as error:
     raise UserError(f'cannot read {path}: {error.strerror}') from error
   except ValueError as error:
     raise UserError(f'cannot read {path}: {error!s:.300}. Nothing in it was run') from error
+
+
+def _likely(start: bytes) -> str:
+  """What a file is in fact, told by its first 9 bytes."""
+  # A safetensors file begins with the length of its header, 8 bytes, and the brace of that.
+  kind = 'a zip archive' if start[:2] == b'PK' else 'safetensors' if start[8:] == b'{' else None
+  return f', but {kind}: a model of Hugging Face, or a converted one, is given by its directory' if kind else ''
 
 
 # What the names in a file stand for.

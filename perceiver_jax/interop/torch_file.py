@@ -29,6 +29,10 @@ _STORAGES = {
   'ByteStorage': np.uint8, 'BoolStorage': np.bool_,
 }
 
+# Tensors may be views of one storage, and repeat a value of it along an axis: to how many bytes in all.
+_MAX_UNFOLDED, _MAX_REPEATS = 2**28, 16
+_MAX_VALUES = 2**40                         # of one tensor: far below what overflows in NumPy
+
 
 def read(directory: str | os.PathLike) -> dict[str, np.ndarray]:
   """{name: array} of the weights in a directory. Arrays may be read-only, and may share memory.
@@ -126,6 +130,9 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
     raise ValueError(f'it holds a {type(table).__name__}, not a table of tensors')
   if strange := [name for name, value in table.items() if not isinstance(value, np.ndarray)]:
     raise ValueError(f'these entries are no tensors: {", ".join(map(ascii, strange))}')
+  num_bytes = sum(array.nbytes for array in table.values())
+  if num_bytes > _MAX_UNFOLDED + _MAX_REPEATS * path.stat().st_size:
+    raise ValueError(f'its tensors repeat what it holds to {num_bytes} bytes in all')
   return table
 
 
@@ -158,7 +165,9 @@ def _tensor(arguments: tuple[Any, ...]) -> np.ndarray:
         len(shape) == len(strides) <= 32 and all(type(n) is int and n >= 0 for n in (offset, *shape, *strides))):
       last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
       num_values = math.prod(shape)
-      if num_values > len(values) or (num_values and last >= len(values)):
+      if math.prod(max(size, 1) for size in shape) > _MAX_VALUES:
+        raise ValueError(f'a tensor {list(shape)} is larger than any')
+      if num_values and last >= len(values):
         raise ValueError(f'a tensor {list(shape)}, {list(strides)} reaches beyond its storage of {len(values)} values')
       if not num_values:
         return np.zeros(shape, values.dtype)

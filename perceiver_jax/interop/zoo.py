@@ -78,7 +78,8 @@ def fetch(name: str, cache_directory: str | os.PathLike | None = None) -> Path:
     unfinished.replace(path)
   except (OSError, http.client.HTTPException) as error:
     raise UserError(
-      f'cannot fetch {url}: {error}. Fetch it by hand and put it at {path}, or say where it is with path=') from error
+      f'cannot fetch {url}: {error}. Fetch it by hand and put it at {path}, or say where it is: load(..., path=FILE), '
+      'or --path=FILE') from error
   finally:
     with contextlib.suppress(OSError):      # which would hide what went wrong before
       unfinished.unlink()

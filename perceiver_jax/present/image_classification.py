@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from perceiver_jax import visualize
 from perceiver_jax.inference.predictor import Predictor
 from perceiver_jax.types import UserError
 
+SUFFIXES = ('.png',)
 
-def present(predictor: Predictor, inputs: Sequence[str], output: str | None) -> str:
+
+def present(predictor: Predictor, inputs: Sequence[str], output: str | None) -> Iterator[str]:
   """A line per class of every picture; draws the attention of the only one."""
   if output and len(inputs) != 1:
     raise UserError(f'--output draws one picture, but {len(inputs)} are given')
-  return '\n'.join(_classified(predictor, path, output, len(inputs) > 1) for path in inputs)
-
-
-def _classified(predictor: Predictor, path: str, output: str | None, with_name: bool) -> str:
-  found = predictor.predict(path, capture=output is not None)
+  if output and predictor.config.model.backbone != 'perceiver':
+    raise UserError(f'this model is a {predictor.config.model.backbone}: it has no latents to draw; leave out --output')
+  for path in inputs:
+    found = predictor.predict(path, capture=output is not None)
+    lines = [f'{probability:6.1%}  {name}' for name, probability in zip(found.names, found.probabilities, strict=True)]
+    yield '\n'.join([f'{path}:', *lines] if len(inputs) > 1 else lines)
   if output:
     attention = found.captured['cross_attends'].mean(axis=2)[:, 0]  # over heads: [T, N, M]
     grid = _grid(found.image.shape[0], attention.shape[-1])
     visualize.attention_over_pixels(output, found.image, attention, grid=grid)
-  lines = [f'{probability:6.1%}  {name}' for name, probability in zip(found.names, found.probabilities, strict=True)]
-  return '\n'.join([f'{path}:', *lines] if with_name else lines)
 
 
 def _grid(size: int, num_elements: int) -> tuple[int, int]:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from perceiver_jax import byte_tokenizer, visualize
 from perceiver_jax.inference.predictor import Predictor
 
+SUFFIXES = ('.png',)
 NUM_CANDIDATES = 5
 
 
-def present(predictor: Predictor, inputs: Sequence[str], output: str | None) -> str:
-  """The text with its hidden bytes filled in; draws a table of the candidates."""
+def present(predictor: Predictor, inputs: Sequence[str], output: str | None) -> Iterator[str]:
+  """The text with its hidden bytes filled in, and a line of candidates per span; draws a table of these."""
   text = ' '.join(inputs)
   filled = predictor.predict(text)
+  candidates = [candidates_of(each, NUM_CANDIDATES) for each in filled.probabilities]
+  lines = ['  '.join(f'{share:6.1%} {words!r}' for words, share in each) for each in candidates]
+  yield '\n'.join([filled.text, *lines])
   if output:
     outside = re.split(r'\[[^\]]+\]', text.replace('[]', ''))
     pieces = [piece for before in outside for piece in (before, None)][:-1]
-    candidates = [candidates_of(each, NUM_CANDIDATES) for each in filled.probabilities]
     truth = None if None in filled.hidden else filled.hidden
     visualize.masked_words(output, pieces, candidates, truth)
-  return filled.text
 
 
 def candidates_of(probabilities: np.ndarray, count: int) -> list[tuple[str, float]]:

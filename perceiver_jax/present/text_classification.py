@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from perceiver_jax.inference.predictor import Predictor
-from perceiver_jax.types import UserError
+
+SUFFIXES = ()  # there is no picture of a classified text
 
 
-def present(predictor: Predictor, inputs: Sequence[str], output: str | None) -> str:
+def present(predictor: Predictor, inputs: Sequence[str], output: str | None) -> Iterator[str]:
   """A line per class of the text, most probable first."""
-  if output:
-    raise UserError('there is no picture of a classified text; leave out --output')
   found = predictor.predict(' '.join(inputs))
-  return '\n'.join(
+  yield '\n'.join(
     f'{probability:6.1%}  {name}' for name, probability in zip(found.names, found.probabilities, strict=True))

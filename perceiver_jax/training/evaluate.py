@@ -37,7 +37,17 @@ def evaluate(
     batch_size: examples at a time, over all devices; rounded up until it divides. The result does not depend on it.
     interrupted: asked before each batch; anything true ends the evaluation.
   """
+  counts = _count(task, experiment, params, state, split, batch_size, interrupted)
+  return None if counts is None else _figures(split, counts[0])
+
+
+def _count(
+  task: Task, experiment: Experiment, params: Tree, state: Tree, split: str, batch_size: int,
+  interrupted: Callable[[], object],
+) -> tuple[dict[str, Mean], int] | None:
+  """The sums and weights of the figures, and the number of examples that count; None if it was interrupted."""
   totals: dict[str, Mean] = {}
+  num_examples = 0
   assert task.batches  # or experiment.build had refused it
   batches = task.batches(split, batch_size=parallel.round_up(batch_size), is_training=False)
   for batch in counted(batches, split):
@@ -45,6 +55,11 @@ def evaluate(
       return None
     means = experiment.eval_step(params, state, parallel.shard(batch))
     totals = metrics.add(totals, parallel.unreplicate(means))
+    num_examples += int(batch['mask'].sum())
+  return totals, num_examples
+
+
+def _figures(split: str, totals: dict[str, Mean]) -> dict[str, float]:
   return {f'{split}/{name}': value for name, value in metrics.divide(totals).items()}
 
 
@@ -55,7 +70,7 @@ def predictor(experiment: Experiment, params: Tree, state: Tree) -> Callable[...
 
 
 def evaluate_workdir(config: ConfigDict, workdir: str, task: Task, *, split: str, checkpoint: str) -> dict[str, float]:
-  """The figures of a run from its checkpoint alone: {'step': the checkpoint's, 'split/name': value}.
+  """The figures of a run from its checkpoint alone: {'step': the checkpoint's, ...}.
 
   Args:
     config: the run's own.
@@ -71,8 +86,10 @@ def evaluate_workdir(config: ConfigDict, workdir: str, task: Task, *, split: str
   return {'step': step, **evaluate_weights(config, params, state, task, split=split)}
 
 
-def evaluate_weights(config: ConfigDict, params: Tree, state: Tree, task: Task, *, split: str) -> dict[str, float]:
-  """The figures of a model, wherever its weights come from: {'split/name': value}.
+def evaluate_weights(
+  config: ConfigDict, params: Tree, state: Tree, task: Task, *, split: str, announce: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+  """The figures of a model, wherever its weights come from: {'examples': how many count, 'split/name': value}.
 
   Args:
     config: the model's; `eval.batch_size` examples at a time.
@@ -80,12 +97,14 @@ def evaluate_weights(config: ConfigDict, params: Tree, state: Tree, task: Task, 
     state: of Haiku; {} for none.
     task: the model's.
     split: 'train', 'validation' or 'test'.
+    announce: called once, when the first batch is there and the model is about to be compiled.
 
   Raises:
     UserError: the task has no data, or it cannot be read.
   """
   experiment = build(config, task)
   params, state = parallel.replicate((params, state))
-  values = evaluate(task, experiment, params, state, split, batch_size=config.eval.batch_size)
-  assert values is not None  # nothing interrupts it
-  return values
+  counts = _count(task, experiment, params, state, split, config.eval.batch_size, functools.cache(announce))
+  assert counts is not None  # nothing interrupts it
+  totals, num_examples = counts
+  return {'examples': num_examples, **_figures(split, totals)}

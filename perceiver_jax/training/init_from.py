@@ -17,6 +17,8 @@ from perceiver_jax import run_config, weights
 from perceiver_jax.training.checkpoint import load_weights, saved_steps
 from perceiver_jax.types import Array, Tree, UserError
 
+_NUM_SHOWN = 5  # names of what was taken: a model has hundreds
+
 # Of an image its rows are the cells of a grid, of a text they are tokens.
 _POSITIONS = 'params/positions/table'
 
@@ -32,11 +34,12 @@ class _Saved(NamedTuple):
 def init_from(config: ConfigDict, params: Tree, state: Tree) -> tuple[Tree, Tree]:
   """Fresh `params` and Haiku `state` with every entry whose name and shape those of a trained model share from there.
 
-  Two exceptions. The table of positions of an image of another size is interpolated, see `resize_grid`. The state of a
-  module is taken whole or not at all, as an average and its counter belong together.
+  Two exceptions. The table of positions of an image of another size is interpolated, see `resize_grid`. A module's
+  parameters are taken together or not at all, and so is its state: half of a head, or an average without its counter,
+  means nothing.
 
-  What was taken and what was not is logged, by name, and which values of `config.model` are others there: shapes do not
-  show them. Dtypes stay those of `params` and `state`.
+  What was taken is counted in the log, what was not is named, and so are the values of `config.model` that are others
+  there: shapes do not show them. Dtypes stay those of `params` and `state`.
 
   Args:
     config: of the new model; `config.init_from` is the workdir of a run (its best checkpoint, the moving average where
@@ -105,7 +108,7 @@ def _read(path: str) -> _Saved:
 def _fitting(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> set[str]:
   """The names of what can be taken as it is."""
   same = {name for name in wanted.keys() & found.keys() if np.shape(wanted[name]) == np.shape(found[name])}
-  torn = {_module(name) for name in wanted.keys() - same if name.startswith('state/')}
+  torn = {_module(name) for name in wanted.keys() - same}
   return {name for name in same if _module(name) not in torn}
 
 
@@ -132,24 +135,28 @@ def _grids(config: ConfigDict, wanted: Mapping[str, Any], found: Mapping[str, An
 def _log(
   config: ConfigDict, saved: _Saved, wanted: Mapping[str, Any], taken: set[str], sides: tuple[int, int] | None,
 ) -> None:
-  """A line for each kind of thing that happened, with the names that it happened to."""
+  """A line for each kind of thing that happened, with the names that it happened to; what starts anew comes last."""
   found = saved.entries
   resized = {_POSITIONS: '{0} x {0} to {1} x {1}'.format(*sides)} if sides else {}
   others = (wanted.keys() & found.keys()) - taken - resized.keys()
   reshaped = {name for name in others if np.shape(wanted[name]) != np.shape(found[name])}
+  if different := _differences(config, saved.config):
+    logging.warning('The config of that model is another, are these meant? %s', '; '.join(different))
+  names = sorted(taken)
+  if len(names) > _NUM_SHOWN:
+    names[_NUM_SHOWN:] = ['...']
+  if names:
+    logging.info('Taken from %s (%d): %s', saved.name, len(taken), ', '.join(names))
   for what, lines in {
-    f'Taken from {saved.name}': taken,
     'Taken for another size of the image': {f'{name} interpolated from {how}' for name, how in resized.items()},
+    'Not used, not in this model': found.keys() - wanted.keys(),
     'Not taken, of another shape': {
       f'{name} {np.shape(found[name])} -> {np.shape(wanted[name])}' for name in reshaped},
-    'Not taken, as the rest of its module is of another shape': others - reshaped,
+    'Not taken, as the rest of its module does not fit': others - reshaped,
     'Not taken, not there': wanted.keys() - found.keys(),
-    'Not used, not in this model': found.keys() - wanted.keys(),
   }.items():
     if lines:
       logging.info('%s (%d): %s', what, len(lines), ', '.join(sorted(lines)))
-  if different := _differences(config, saved.config):
-    logging.warning('The config of that model is another, are these meant? %s', '; '.join(different))
 
 
 def _differences(config: ConfigDict, saved: ConfigDict | None) -> list[str]:

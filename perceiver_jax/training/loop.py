@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
 from perceiver_jax import metrics, run_config
@@ -202,13 +203,22 @@ def _finish(run: Run, template: TrainState) -> int:
   if values is None:
     return INTERRUPTED
   line = {**values, 'checkpoint/best_step': float(best)}
-  if run.task.draw:
-    predict = predictor(run.experiment, averaged(state), state.state)
-    history = [*read_history(run.workdir), {'step': config.num_steps, **line}]
-    run.task.draw(predict, history, os.path.join(run.workdir, 'summary.png'))
+  _draw(run, state, line)
   run.log.write(config.num_steps, line)
   print(
     f'Finished {config.num_steps} steps: {summary(values)}, by the checkpoint of step {best}. '
     f'Everything is in {run.workdir}')
   _check_figures(line)
   return FINISHED
+
+
+def _draw(run: Run, state: TrainState, line: dict[str, float]) -> None:
+  """The picture of the run, of which `line` is to be the last of its log. A failure is logged, and is no more."""
+  if not run.task.draw:
+    return
+  path = os.path.join(run.workdir, 'summary.png')
+  try:
+    predict = predictor(run.experiment, averaged(state), state.state)
+    run.task.draw(predict, [*read_history(run.workdir), {'step': run.config.num_steps, **line}], path)
+  except Exception:  # whatever it is, it is worth less than the figures of a run
+    logging.warning('%s could not be drawn; the run is complete without it', path, exc_info=True)

@@ -73,7 +73,8 @@ def test_what_stands_in_brackets_is_hidden_byte_by_byte(text, shown, spans, hidd
   ('[brackets] and all', [(1, 9)], b'[________] and all', [(1, 9)], ['brackets']),
   ('日本 [MASK]', [(1, 2), (0, 1)], b'______ [MASK]', [(3, 6), (0, 3)], ['本', '日']),
   ('a🙂b', [(1, 2)], b'a____b', [(1, 5)], ['🙂']),
-  ('overlap', [(0, 4), (2, 5)], b'_____ap', [(0, 4), (2, 5)], ['over', 'erl']),
+  ('side by side', [(0, 4), (4, 8)], b'________side', [(0, 4), (4, 8)], ['side', ' by ']),
+  ('numpy', np.array([[1, 3]]), b'n__py', [(1, 3)], ['um']),
   ('\udcffx\ud800y', [(2, 3)], b'\xffx_y', [(2, 3)], ['\ud800']),
 ])
 def test_spans_are_in_characters_and_leave_the_text_as_it_is(text, spans, shown, byte_spans, hidden):
@@ -156,6 +157,23 @@ def test_a_span_outside_the_text_is_the_users_mistake(span):
     predict(_seen()[0], 'text', spans=[span])
   with pytest.raises(UserError, match='nothing is hidden'):
     predict(_seen()[0], 'text', spans=[])
+
+
+@pytest.mark.parametrize('spans, shown', [
+  ('ab', "'ab'"), ([(1,)], r'\[\(1,\)\]'), ((0, 3), r'\(0, 3\)'), ([(0.0, 3.0)], r'\[\(0.0'), (3, '3'),
+  ([(0, 1, 2)], r'\[\(0, 1, 2\)\]'),
+])
+def test_spans_of_another_form_are_the_users_mistake_and_the_right_form_is_shown(spans, shown):
+  with pytest.raises(UserError, match=rf'spans are \[\(start, end\), \.\.\.\], .* not {shown}'):
+    predict(_seen()[0], 'text', spans=spans)
+
+
+@pytest.mark.parametrize('spans', [[(0, 4), (2, 5)], [(2, 5), (0, 4)], [(0, 6), (1, 2)], [(1, 2), (1, 2)]])
+def test_spans_that_overlap_are_the_users_mistake(spans):
+  model, batches = _seen()
+  with pytest.raises(UserError, match=r'the spans \[\d, \d\) and \[\d, \d\) overlap'):
+    predict(model, 'overlap', spans=spans)
+  assert not batches
 
 
 def test_a_model_of_word_pieces_is_the_users_mistake():

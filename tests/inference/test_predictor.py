@@ -15,7 +15,7 @@ from perceiver_jax.interop import deepmind, zoo
 from perceiver_jax.tasks import image_classification, masked_lm, optical_flow, video_autoencoding
 from perceiver_jax.training.checkpoint import load_weights
 from perceiver_jax.types import UserError
-from tests.tasks.tiny import random_trees, read_config
+from tests.tasks.tiny import num_parameters, random_trees, read_config
 
 EXPERIMENTS = {
   'picture': 'imagenet:conv,debug', 'text': 'masked_lm:debug', 'flow': 'optical_flow:debug',
@@ -126,6 +126,68 @@ def test_inputs_that_the_model_does_not_take_are_the_users_mistake(saved, name, 
     load(saved / name).logits(**inputs)
 
 
+@pytest.mark.parametrize('batch, message', [
+  (None, 'a batch is a dict of arrays by name, tokens, valid, not NoneType'),
+  ([1], 'not list'),
+  ({'tokens': [[7]], 'token': [[7]]}, "no input 'token'; it takes tokens, valid"),
+  ({3: [[7]], 'tokens': [[7]]}, "no input '3'"),
+  ({'tokens': np.zeros((0, 32), int)}, r'tokens is \[0, 32\]: the batch is empty'),
+  ({'tokens': []}, r'tokens is \[0\]: the batch is empty'),
+  ({'tokens': [[7, 8], [9]]}, 'tokens cannot be made an array: .*inhomogeneous'),
+  ({'tokens': [['a']]}, 'tokens is of <U1, but a model takes real numbers'),
+  ({'tokens': None}, 'tokens is of object'),
+  ({'tokens': [[262]]}, 'tokens are from 262 to 262; this model knows 0 to 261'),
+])
+def test_a_batch_that_is_none_is_the_users_mistake(saved, batch, message):
+  with pytest.raises(UserError, match=message):
+    load(saved / 'text').run(batch)
+
+
+def test_an_empty_batch_has_no_logits_and_those_of_no_point_are_no_empty_batch(saved):
+  with pytest.raises(UserError, match=r'frames is \[0, 2, 12, 16, 3\]: the batch is empty'):
+    load(saved / 'flow').logits(frames=BATCHES['flow']['frames'][:0])
+  some = load(saved / 'clip').run({**BATCHES['clip'], 'video_points': np.array([3]), 'mask': np.ones(2)})
+  assert some['video'].shape == (2, 1, 3)
+
+
+def test_a_batch_may_hold_whatever_is_made_an_array(saved):
+  torch = pytest.importorskip('torch')
+  predictor = load(saved / 'text')
+  tokens = BATCHES['text']['tokens']
+  expected = predictor.run({'tokens': tokens})['logits']
+  for each in (tokens.tolist(), torch.from_numpy(tokens), jax.numpy.asarray(tokens)):
+    np.testing.assert_array_equal(predictor.run({'tokens': each})['logits'], expected)
+  with pytest.raises(UserError, match=r'image cannot be made an array: .*requires grad'):
+    load(saved / 'picture').run({'image': torch.zeros(1, 16, 16, 3, requires_grad=True)})
+
+
+def test_logits_without_a_name_are_told_the_names(saved):
+  with pytest.raises(UserError, match='logits takes its inputs by name: tokens=, valid=; of a model of Hugging Face'):
+    load(saved / 'text').logits(BATCHES['text']['tokens'])
+
+
+def test_a_predictor_is_shown_in_a_line(saved):
+  predictor = load(saved / 'text')
+  assert predictor.num_parameters == num_parameters(read_config(EXPERIMENTS['text']))
+  assert repr(predictor) == (
+    f'Predictor(masked_lm, {predictor.num_parameters:,} parameters, weights by Nobody in particular, CC0)')
+  assert repr(predictor._replace(credit='')).endswith(' parameters)')
+
+
+@pytest.mark.parametrize('name, ask', [
+  ('picture', lambda predict: predict(np.zeros((9, 9, 3), np.uint8))),
+  ('text', lambda predict: predict('[words]')),
+  ('flow', lambda predict: predict(*np.zeros((2, 9, 20, 3), np.uint8))),
+  ('clip', lambda predict: predict(BATCHES['clip']['video'][0], np.zeros(64))),
+])
+def test_answers_that_are_not_finite_are_not_given(tmp_path, name, ask):
+  config = read_config(EXPERIMENTS[name])
+  params, state = random_trees(config)
+  weights.save(tmp_path / 'model', config, jax.tree.map(lambda x: np.full_like(x, 3e38), params), state)
+  with pytest.raises(UserError, match=r'answered with numbers that are not finite \(.*its weights are damaged'):
+    ask(load(tmp_path / 'model').predict)
+
+
 @pytest.mark.parametrize('name, task, ask', [
   ('picture', image_classification, lambda predict, i: predict(RNG.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8))),
   ('text', masked_lm, lambda predict, i: predict('x' * i + '[words]')),
@@ -163,7 +225,7 @@ def test_names_may_come_from_a_file_of_ones_own(tmp_path):
   config = read_config('imagenet:debug', **{'data.class_names': str(tmp_path / 'names.txt'), 'data.num_classes': 5})
   (tmp_path / 'names.txt').write_text('cat\ndog\nemu\nfox\nÿ\n', encoding='utf-8')
   params, state = random_trees(config)
-  weights.save(tmp_path / 'model', config, params, state)
+  weights.save(tmp_path / 'model', config, params, state, class_names=class_names(config))
   predict = load(tmp_path / 'model').predict
   assert set(predict(BATCHES['picture']['image'][0]).names) == {'cat', 'dog', 'emu', 'fox', 'ÿ'}
   assert set(predict(BATCHES['picture']['image'][0], class_names=tuple('abcde')).names) == set('abcde')
@@ -267,6 +329,22 @@ def test_what_is_neither_a_name_nor_a_directory_is_told_with_the_names(tmp_path)
   (tmp_path / 'file').touch()
   with pytest.raises(UserError, match='nor a directory'):
     load(tmp_path / 'file')
+
+
+@pytest.mark.parametrize('name, path, message', [
+  (None, None, 'the name of a model is a str or a Path, and not empty; it is None'),
+  (3, None, 'it is 3'),
+  (b'x', None, "it is b'x'"),
+  ('', None, "it is ''"),
+  ('masked_lm', 3, 'path is a str or a Path, and not empty; it is 3'),
+  ('masked_lm', '', "path is .* it is ''"),
+  ('x' * 5000, None, 'the name of a model, .* is no path: File name too long'),
+  ('masked_lm', 'x' * 5000, 'path, .* is no path: File name too long'),
+  ('a\0b', None, 'is no path: embedded null'),
+])
+def test_what_cannot_be_a_name_or_a_path_is_the_users_mistake(name, path, message):
+  with pytest.raises(UserError, match=message):
+    load(name, path)
 
 
 @pytest.mark.parametrize('content', [None, '{}', '[1]', 'damaged', '{"architecture": "x"}'])

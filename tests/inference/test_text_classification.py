@@ -67,5 +67,13 @@ def test_a_model_of_word_pieces_is_the_users_mistake(model):
     predict(model._replace(config=config), 'text')
 
 
+def test_answers_that_are_not_finite_are_not_given():
+  def run(batch, *, capture=False):
+    return {'logits': np.array([[0, np.inf, 1, 3, 0]], np.float32)}
+
+  with pytest.raises(UserError, match=r'numbers that are not finite \(logits\)'):
+    predict(Model(read_config(), {}, {}, run), 'text')
+
+
 def test_attention_comes_if_it_is_asked_for(model):
   assert predict(model, 'text', capture=True).captured['decoder'].shape == (1, 1, 1, 4)

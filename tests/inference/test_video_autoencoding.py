@@ -48,6 +48,11 @@ def test_labels_have_the_names_that_are_given(model):
   np.testing.assert_array_equal(named.probabilities, plain.probabilities[:3])
 
 
+def test_sound_at_full_scale_is_heard_though_rounded_beyond_it(model):
+  audio = np.where(np.arange(64) == 9, -2**15 / (2**15 - 1), AUDIO)
+  np.testing.assert_array_equal(predict(model, VIDEO, audio).audio, audio.astype(np.float32))
+
+
 def test_frames_of_another_size_are_cut_to_their_whole_central_square(model):
   video = RNG.integers(0, 256, (2, 21, 14, 3), dtype=np.uint8)
   seen = predict(model, video, AUDIO).video
@@ -98,6 +103,10 @@ def test_attention_comes_if_it_is_asked_for(model):
   ({'audio': AUDIO[:63]}, r'the audio is float64 \[63\], but the model hears \[64\] float in -1\.\.1, mono'),
   ({'audio': AUDIO[:, None]}, r'the audio is float64 \[64, 1\]'),
   ({'audio': (AUDIO * 2**15).astype(np.int16)}, r'the audio is int16 \[64\].* 0\.08 seconds at 800 samples a second'),
+  ({'audio': AUDIO * np.where(np.arange(64) == 9, np.nan, 1)}, 'in -1..1, but its largest magnitude is nan'),
+  ({'audio': np.where(np.arange(64) == 9, -np.inf, AUDIO)}, 'its largest magnitude is inf'),
+  ({'audio': np.where(np.arange(64) == 9, -32768, AUDIO)}, 'its largest magnitude is 32768: divide it'),
+  ({'audio': np.where(np.arange(64) == 9, 1.01, AUDIO)}, 'its largest magnitude is 1.01'),
   ({'sample_rate': 44_100}, 'the audio has 44100 samples a second, but the model hears 800; resample it'),
   ({'top_k': 0}, 'top_k is 0'),
   ({'class_names': ['a']}, 'there are 1 class_names, but the model has 5 classes'),

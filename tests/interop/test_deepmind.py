@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 import pickle
 
 import haiku as hk
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -96,6 +98,19 @@ def test_all_that_does_not_fit_is_named_at_once(tmp_path):
     assert part in str(refusal.value)
 
 
+@pytest.mark.parametrize(('asked', 'given'), itertools.permutations(TREES, 2))
+def test_a_file_of_another_released_model_is_told_by_name(asked, given):
+  """At full size, but in arrays without memory."""
+  config, other = _config(asked), _config(given)
+  shapes = _renamed(template(other), other.task)
+  foreign = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), shapes)
+  with pytest.raises(UserError) as error:
+    deepmind.convert(foreign['params'], foreign['state'], config, template(config), 'file.pystate')
+  said = str(error.value)
+  assert said.startswith(f'file.pystate looks like {given}, not {asked}: it does not fit this model: ')
+  assert said.count(';') == 3 and said.endswith(' in all')
+
+
 def test_a_file_of_another_model_is_refused(tmp_path):
   config = _config('masked_lm', is_small=True)
   path = _write(tmp_path / 'file.pickle', _renamed(_random(template(config)), config.task)['params'])
@@ -130,3 +145,46 @@ def test_there_is_no_released_text_classifier():
   config.task = 'text_classification'
   with pytest.raises(UserError, match="released no model of the task 'text_classification'"):
     deepmind.convert({}, {}, config, ({}, {}))
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float64'])
+def test_floats_of_any_precision_become_float32_and_counters_stay(dtype):
+  config = _config('imagenet_conv', is_small=True)
+  likes = template(config)
+  trees = jax.tree.map(
+    lambda x: x.astype(jnp.dtype(dtype)) if x.dtype == np.float32 else x.astype(np.int64), _random(likes))
+  foreign = _renamed(trees, config.task)
+  found = deepmind.convert(foreign['params'], foreign['state'], config, likes)
+  assert jax.tree.map(lambda x: x.dtype, found) == jax.tree.map(lambda x: x.dtype, likes)
+  assert {x.dtype for x in jax.tree.leaves(found)} == {np.dtype('float32'), np.dtype('int32')}
+  jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y.astype(x.dtype)), found, trees)
+
+
+@pytest.mark.parametrize('dtype', ['complex64', 'int32', 'bool'])
+def test_numbers_that_are_no_floats_are_named(dtype):
+  config = _config('optical_flow', is_small=True)
+  params = _renamed(_random(template(config)), config.task)['params']
+  leaves = params['flow_decoder/~/basic_decoder/output']
+  leaves['b'] = leaves['b'].astype(dtype)
+  with pytest.raises(UserError, match=f'the tree: params/decoder/output/b is of {dtype}, not of floats'):
+    deepmind.convert(params, {}, config, template(config))
+
+
+def test_a_counter_is_an_integer():
+  config = _config('imagenet_conv', is_small=True)
+  foreign = _renamed(_random(template(config)), config.task)
+  leaves = foreign['state']['image_preprocessor/~/conv2_d_downsample/~/batchnorm/~/mean_ema']
+  leaves['counter'] = leaves['counter'].astype(np.float32)
+  with pytest.raises(UserError, match='mean_ema/counter is of float32, not of integers'):
+    deepmind.convert(foreign['params'], foreign['state'], config, template(config))
+
+
+@pytest.mark.parametrize('value', [np.nan, -np.inf, 1e300])
+def test_a_number_that_is_not_finite_is_told_of_by_the_name_of_its_entry(value):
+  config = _config('optical_flow', is_small=True)
+  params = _renamed(_random(template(config)), config.task)['params']
+  leaves = params['flow_decoder/~/basic_decoder/output']
+  leaves['b'] = leaves['b'].astype(np.float64)
+  leaves['b'][0] = value
+  with pytest.raises(UserError, match='the tree: params/decoder/output/b holds numbers that are not finite'):
+    deepmind.convert(params, {}, config, template(config))

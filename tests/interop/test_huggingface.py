@@ -197,6 +197,17 @@ def test_all_that_does_not_fit_is_named_at_once():
   assert len(problems) == len(set(problems))
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf, 1e300])
+def test_a_damaged_number_is_told_of_by_the_name_of_its_entry(value):
+  each = pair('conv')
+  theirs = state_dict(each.theirs)
+  name = 'perceiver.input_preprocessor.convnet.batchnorm.running_var'
+  theirs[name] = theirs[name].astype(np.float64)
+  theirs[name][3] = value
+  with pytest.raises(UserError, match=rf'{re.escape(name)} holds numbers that are not finite: the file is damaged'):
+    huggingface.convert(theirs, each.config, template(each.model, each.batch))
+
+
 def test_a_model_that_theirs_cannot_express_is_refused():
   each = pair('fourier')
   config = each.config.copy_and_resolve_references()

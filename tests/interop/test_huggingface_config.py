@@ -153,6 +153,7 @@ def test_a_config_is_read_from_a_directory(tmp_path):
 
 @pytest.mark.parametrize(('text', 'message'), [
   ('{"architectures": [', 'config.json is damaged'), ('[]', 'holds no table of keys'),
+  ('{"a": ' * 100_000, 'config.json is damaged'),
   (None, 'cannot read .*config.json'),
 ])
 def test_a_damaged_file_is_the_users_mistake(tmp_path, text, message):
@@ -166,8 +167,26 @@ def test_classes_without_names_have_none():
   assert class_names({}) is None
   assert class_names({'id2label': {0: 'LABEL_0', 1: 'LABEL_1'}}) is None
   assert class_names({'id2label': {str(i): f'name {i}' for i in range(11)}}) == tuple(f'name {i}' for i in range(11))
-  with pytest.raises(UserError, match=r'id2label is .* must be a table of names by number'):
-    class_names({'id2label': {'cat': 0}})
+
+
+@pytest.mark.parametrize('labels', [{'cat': 0}, {'0': 3}, {'0': None}, ['cat', 'dog'], 'cat', 3, True, {}])
+def test_labels_of_a_wrong_form_name_nothing(labels):
+  assert class_names({'id2label': labels}) is None
+  read_config({'architectures': [LEARNED], 'id2label': labels})
+
+
+def test_names_of_classes_are_written_both_ways_and_read_back():
+  config = _read(LEARNED, num_labels=3)
+  values = json.loads(json.dumps(write_config(config, ('cat', 'dog', 'emu'))))
+  assert values['id2label'] == {'0': 'cat', '1': 'dog', '2': 'emu'}
+  assert values['label2id'] == {'cat': 0, 'dog': 1, 'emu': 2}
+  assert class_names(values) == ('cat', 'dog', 'emu') and read_config(values) == config
+  with pytest.raises(UserError, match='there are 2 names of classes, but the model has 3 classes'):
+    write_config(config, ('cat', 'dog'))
+
+
+def test_names_are_nothing_to_a_model_without_classes():
+  assert 'label2id' not in write_config(_read('PerceiverForMaskedLM'), ('cat', 'dog'))
 
 
 @pytest.mark.parametrize('architecture', TASKS)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +14,14 @@ from perceiver_jax.convert import convert
 from perceiver_jax.interop import huggingface
 from perceiver_jax.types import UserError
 from tests.interop.huggingface_models import CASES, error, pair, their_logits, transformers
+
+
+@pytest.fixture
+def dead_process() -> int:
+  """The id of a process that has ended."""
+  process = subprocess.Popen([sys.executable, '-c', ''])
+  process.wait()
+  return process.pid
 
 
 def _host(inputs):
@@ -49,6 +60,15 @@ def test_the_command_goes_there_and_back(tmp_path, capsys):
   expected = perceiver_jax.load(tmp_path / 'theirs').logits(**_host(each.inputs))
   again = perceiver_jax.load(tmp_path / 'back').logits(**_host(each.inputs))
   np.testing.assert_array_equal(again, expected)
+  assert transformers.PerceiverConfig.from_pretrained(tmp_path / 'back').id2label == dict(enumerate(names))
   image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
-  for name in ('theirs', 'ours'):
+  for name in ('theirs', 'ours', 'back'):
     assert set(perceiver_jax.load(tmp_path / name).predict(image, top_k=len(names)).names) == set(names)
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, dead_process):
+  each = pair('fourier')
+  (tmp_path / f'.ours.{dead_process}.tmp').mkdir()
+  (tmp_path / f'.other.{dead_process}.tmp').mkdir()
+  huggingface.save(tmp_path / 'ours', each.config, each.params, each.state)
+  assert {path.name for path in tmp_path.iterdir()} == {'ours', f'.other.{dead_process}.tmp'}

@@ -302,3 +302,11 @@ def test_a_missing_file_and_a_directory_are_named(tmp_path):
   for path in (tmp_path, tmp_path / 'missing'):
     with pytest.raises(UserError, match=f'cannot read {path}: '):
       pystate.read(path)
+
+
+@pytest.mark.parametrize(('content', 'kind'), [
+  (b'PK\3\4 and more', 'a zip archive'), ((20).to_bytes(8, 'little') + b'{"__metadata__":{}} ', 'safetensors')])
+def test_weights_of_another_kind_are_named_with_what_to_do(tmp_path, content, kind):
+  (tmp_path / 'file').write_bytes(content)
+  with pytest.raises(UserError, match=f'no pickle .* but {kind}: a model of Hugging Face.* given by its directory'):
+    pystate.read(tmp_path / 'file')

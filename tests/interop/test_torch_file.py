@@ -235,8 +235,10 @@ def test_tensors_made_by_hand_are_read(tmp_path):
   (_tensor(0, (5,)), 'reaches beyond'),
   (_tensor(0, (2,), (4,)), 'reaches beyond'),
   (_tensor(0, (2, 2), (2, 2)), 'reaches beyond'),
-  (_tensor(0, (5,), (0,)), 'reaches beyond'),  # no more values than there are bytes for
-  (_tensor(0, (2**40, 2**40), (0, 0)), 'reaches beyond'),
+  (_tensor(1, (5, 2), (0, 3)), 'reaches beyond'),
+  (_tensor(0, (2**40, 2**40), (0, 0)), 'is larger than any'),
+  (_tensor(0, (0, 2**70), (0, 0)), 'is larger than any'),
+  (_tensor(0, (2**40,), (0,)), 'repeat what it holds to 4398046511104 bytes in all'),
   (_tensor(-1), 'not made of storage, offset'),
   (_tensor(1, (2,), (-1,)), 'not made of storage, offset'),
   (_tensor(0, (-1,)), 'not made of storage, offset'),
@@ -256,6 +258,14 @@ def test_a_tensor_that_is_not_within_its_storage_is_refused(tmp_path, tensor, me
   _archive(tmp_path, _program(tensor), _0=FOUR.tobytes())
   with pytest.raises(UserError, match=message):
     torch_file.read(tmp_path)
+
+
+def test_an_expanded_tensor_is_read(torch, tmp_path):
+  tensors = {
+    'row': torch.arange(3.).expand(1000, 3), 'number': torch.tensor(2.5).expand(7, 5),
+    'column': torch.arange(8.)[5:7, None].expand(2, 100)}
+  torch.save(tensors, tmp_path / 'pytorch_model.bin')
+  _assert_same(torch_file.read(tmp_path), {name: _as_numpy(tensor) for name, tensor in tensors.items()})
 
 
 def test_a_storage_is_of_one_kind(tmp_path):
@@ -300,6 +310,9 @@ def test_what_a_pickle_would_call_is_not_called(tmp_path):
 
 
 def test_an_archive_that_unfolds_is_refused(tmp_path):
+  _archive(tmp_path, _program(*[_tensor(0, (2**25,), (0,))] * 3), _0=FOUR.tobytes())  # each alone is small enough
+  with pytest.raises(UserError, match='repeat what it holds to 402653184 bytes'):
+    torch_file.read(tmp_path)
   _archive(tmp_path, _program(_tensor()), zipfile.ZIP_DEFLATED, _0=bytes(10_000_000))
   assert (tmp_path / 'pytorch_model.bin').stat().st_size < 100_000
   with pytest.raises(UserError, match='compressed or overlap'):

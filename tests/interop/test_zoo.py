@@ -132,7 +132,8 @@ def test_an_error_of_the_server_says_what_to_fetch_by_hand_and_where_to_put_it(s
   server.answer = send(b'no', status=status)
   with pytest.raises(UserError) as error:
     zoo.fetch(NAME, tmp_path)
-  for part in (zoo.MODELS[NAME].url, str(status), 'by hand', str(tmp_path / FILE), 'path='):
+  for part in (
+      zoo.MODELS[NAME].url, str(status), 'by hand', str(tmp_path / FILE), 'load(..., path=FILE)', '--path=FILE'):
     assert part in str(error.value)
   assert names(tmp_path) == set()
 

@@ -16,7 +16,7 @@ from perceiver_jax.inference.model import template
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXPERIMENTS = {
   'picture': 'imagenet.py:conv,debug', 'text': 'masked_lm.py:debug', 'flow': 'optical_flow.py:debug',
-  'clip': 'video_autoencoding.py:debug',
+  'clip': 'video_autoencoding.py:debug', 'baseline': 'imagenet.py:vit,debug',
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 import os
 import pathlib
@@ -254,6 +255,21 @@ def test_a_run_whose_last_figures_are_not_finite_says_so_now_and_later_and_keeps
   (line,) = drawn
   assert math.isnan(line['test/loss']) and line['checkpoint/best_step'] == 6
   assert [sorted(line) for line in read_history(tmp_path)][-1] == sorted(line)
+
+
+def test_a_picture_that_fails_costs_a_run_neither_its_figures_nor_its_exit_code(
+    tmp_path, finished, caplog, capsys, monkeypatch):
+  def draw(predict, history, path):
+    raise ZeroDivisionError('no pixels')
+
+  monkeypatch.setattr(logging.getLogger('absl'), 'propagate', True)
+  assert loop.train(_config(), str(tmp_path), _task(draw=draw)) == 0
+  assert read_history(tmp_path)[-1] == read_history(finished[0])[-1]
+  assert not (tmp_path / 'summary.png').exists()
+  assert 'Finished 6 steps' in capsys.readouterr().out
+  (record,) = [record for record in caplog.records if 'could not be drawn' in record.getMessage()]
+  assert record.levelno == logging.WARNING and f'{tmp_path}/summary.png' in record.getMessage()
+  assert 'Traceback' in caplog.text and 'ZeroDivisionError: no pixels' in caplog.text
 
 
 def test_a_few_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):

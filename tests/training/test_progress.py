@@ -133,8 +133,8 @@ from perceiver_jax.training.progress import Log
 log = Log(sys.argv[1], config_file.load('configs/digits.py:debug'), last_step=0)
 (path,) = pathlib.Path(sys.argv[1], 'tensorboard').iterdir()
 log.write(1, {'train/loss': 0.5})
-size, deadline = path.stat().st_size, time.monotonic() + 60
-while path.stat().st_size == size and time.monotonic() < deadline:
+deadline = time.monotonic() + 60
+while b'train/loss' not in path.read_bytes() and time.monotonic() < deadline:
   time.sleep(0.1)
 os.kill(os.getpid(), signal.SIGKILL)
 """
