@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from perceiver_jax import run_config, weights
 from perceiver_jax.inference import labels
 from perceiver_jax.inference.labels import class_names
-from perceiver_jax.inference.model import task_of, template
+from perceiver_jax.inference.model import template
 from perceiver_jax.interop import deepmind, huggingface, huggingface_config, huggingface_inputs, torch_file, zoo
 from perceiver_jax.types import Batch, Tree, UserError
 
@@ -81,7 +80,7 @@ def _released(name: str, path: str | Path | None) -> Source:
   config = zoo.config(name)
   params, state = deepmind.load(path or zoo.fetch(name), config, template(config))
   credit = f'{zoo.MODELS[name].credit}, {zoo.MODELS[name].licence}'
-  return Source(config, params, state, *_native(config), class_names(config), credit)
+  return Source(config, params, state, *_native(), class_names(config), credit)
 
 
 def _huggingface(directory: Path) -> Source:
@@ -100,14 +99,14 @@ def _run(directory: Path) -> Source:
   config = run_config.load(directory)
   _, params, state = load_weights(directory)
   weights.check_fits(params, state, _template(config, directory), str(directory))
-  return Source(config, params, state, *_native(config), class_names(config))
+  return Source(config, params, state, *_native(), class_names(config))
 
 
 def _ours(directory: Path) -> Source:
   loaded = weights.load(directory)
   weights.check_fits(loaded.params, loaded.state, _template(loaded.config, directory), str(directory))
   return Source(
-    loaded.config, loaded.params, loaded.state, *_native(loaded.config),
+    loaded.config, loaded.params, loaded.state, *_native(),
     tuple(loaded.metadata.get('class_names', '').splitlines()) or _packaged_names(loaded.config),
     loaded.metadata.get('licence', ''))
 
@@ -148,26 +147,6 @@ def _packaged_names(config: ConfigDict) -> tuple[str, ...] | None:
   return class_names(config) if config.data.get('class_names') in packaged else None
 
 
-def _native(config: ConfigDict) -> tuple[Callable[..., Batch], Callable[..., Any]]:
-  return functools.partial(_batch_of, config), _logits_of
-
-
-# What a batch may hold beside what the spec says; see `_forward` of each task.
-_OPTIONAL = {'valid', 'patches', 'video_points', 'audio_points'}
-
-
-def _batch_of(config: ConfigDict, inputs: dict[str, Any]) -> Batch:
-  """The inputs are a batch already. Raises UserError for an unknown name, or tokens outside the vocabulary."""
-  spec = task_of(config).spec
-  if unknown := sorted(inputs.keys() - spec.keys() - _OPTIONAL):
-    raise UserError(f'this model has no input {unknown[0]!r}; it takes {", ".join(spec)}')
-  batch = {name: np.asarray(array) for name, array in inputs.items()}
-  tokens, vocab_size = batch.get('tokens'), config.data.get('vocab_size')
-  # Nobody would notice: JAX takes the nearest row of a table.
-  if tokens is not None and tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
-    raise UserError(f'tokens are from {tokens.min()} to {tokens.max()}; this model knows 0 to {vocab_size - 1}')
-  return batch
-
-
-def _logits_of(outputs: dict[str, Any]) -> Any:
-  return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+def _native() -> tuple[Callable[..., Batch], Callable[..., Any]]:
+  """The inputs are a batch already, and one output stands alone."""
+  return dict, lambda outputs: next(iter(outputs.values())) if len(outputs) == 1 else outputs
