@@ -2,7 +2,7 @@
 
 Paper: none has it. Perceiver IO and the original Perceiver (2107.14795, 2103.03206), shrunk.
 Command: python train.py --config=configs/digits.py --workdir=runs/digits
-Cost: 3.4 to 4.3 minutes measured on 2 busy CPU cores.
+Cost: 1.5 minutes measured on 2 idle CPU cores, 3.4 to 4.3 on busy ones.
 Expected: a mean test accuracy of at least 0.975 over seeds 0, 1 and 2. Measured: 0.989, 0.964, 0.978, mean 0.977;
 the settings were chosen with the test accuracy in view, so this is optimistic.
 
