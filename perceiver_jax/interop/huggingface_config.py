@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from perceiver_jax import run_config
+from perceiver_jax.interop import zoo
 from perceiver_jax.types import UserError
-
-RELEASED = Path(__file__).parent / 'released'  # <name>/config.json of each model that the authors released
 
 
 class _Class(NamedTuple):
@@ -126,7 +125,7 @@ def read_config(source: str | os.PathLike | Mapping[str, Any]) -> ConfigDict:
       raise UserError("cross_attention_shape_for_attention is 'q', which gives the decoder of this class widths that "
                       "ours does not have; only 'kv' can be read")
     known['qk_channels'] = known['qk_channels'] or known['d_latents']
-  flat = run_config.flatten(run_config.load(RELEASED / theirs.released))
+  flat = run_config.flatten(zoo.config(theirs.released))
   flat = {key: value for key, value in flat.items() if key not in theirs.without}
   flat |= {ours: known[key] for ours, key in {**_LATENTS, **theirs.read}.items()} | theirs.fixed
   config = _nested(flat)

@@ -8,9 +8,9 @@ import re
 import pytest
 
 from perceiver_jax import run_config
+from perceiver_jax.interop import zoo
 from perceiver_jax.interop.huggingface_config import (
   ARCHITECTURES,
-  RELEASED,
   architecture_of,
   class_names,
   read_config,
@@ -79,7 +79,7 @@ def test_a_released_model_differs_from_the_authors_in_what_theirs_does_otherwise
     differences.add('model.query_residual: False in the workdir, True now')
   if name == 'imagenet_conv':
     differences.add("model.stem.padding: 'same' in the workdir, 'symmetric' now")
-  assert set(run_config.differences(run_config.load(RELEASED / name), config)) == differences
+  assert set(run_config.differences(zoo.config(name), config)) == differences
 
 
 def test_sizes_come_from_their_file():
@@ -200,7 +200,7 @@ def test_what_we_write_we_read(architecture):
 
 @pytest.mark.parametrize('name', RELEASED_SIZES)
 def test_the_authors_models_are_written_once_they_are_told_to_mask_as_theirs(name):
-  config = run_config.load(RELEASED / name).unlock()
+  config = zoo.config(name).unlock()
   with pytest.raises(UserError, match=re.escape("model.masked_rows is 'zero' here, 'mean' there")):
     write_config(config)
   config.model.masked_rows = 'mean'
