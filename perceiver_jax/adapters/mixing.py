@@ -2,14 +2,8 @@
 
 Shapes: B examples of H x W pixels and C channels. An example has a picture, a partner of another record, and a random
 key of its own, made of the seed, the step and its place in the whole batch: so what becomes of it depends neither on
-the others nor on the number of devices. The ratio is how much of the example is left, and so what its label counts for:
-
-  one, other = batch['mask'] * ratio, batch['mask'] * (1 - ratio)
-  mean = [a + b for a, b in zip(softmax_cross_entropy(logits, batch['label'], one, label_smoothing=s),
-                                softmax_cross_entropy(logits, batch['partner_label'], other, label_smoothing=s))]
-
-which is the cross-entropy against the mixed one-hot labels, smoothed, since that is linear in the target. Where either
-record could not be read the mask must be 0. Normalising may come before or after: a pixel's two weights add to 1.
+the others nor on the number of devices. The ratio is how much of the example is left, and so what its label counts for.
+Normalising may come before or after: a pixel's two weights add to 1.
 """
 
 from __future__ import annotations
@@ -28,7 +22,7 @@ def mixup(images: Array, partners: Array, keys: Array) -> tuple[jax.Array, jax.A
   Args:
     images: [B, H, W, C], uint8 or floating.
     partners: the same, the other pictures.
-    keys: [B] random keys.
+    keys: [B] random keys, or their data, uint32 [B, 2].
 
   Returns:
     Mixed pictures, [B, H, W, C], float32 or wider, in the unit of the pictures; and the ratio, [B] float32 from 0 to 1,

@@ -6,6 +6,10 @@ One trained query decodes the latents (Perceiver IO), or their mean is projected
 them with, the baselines, goes another way, with the same data, loss and loop:
 
   image [B, H, W, C] -> pixel_grid [B, H, W, C + P] -> logits [B, E]
+
+Where data.mixing says so, what trains the model are mixtures of two pictures, and so of two labels:
+
+  image, partner [B, H, W, C] -> half_and_half -> image [B, H, W, C], ratio [B]
 """
 
 from __future__ import annotations
@@ -19,11 +23,13 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from perceiver_jax import losses, metrics
-from perceiver_jax.adapters.image import image_inputs
+from perceiver_jax.adapters.image import image_inputs, normalised
+from perceiver_jax.adapters.mixing import half_and_half
 from perceiver_jax.baselines.pixels import pixel_grid
 from perceiver_jax.baselines.resnet import resnet20, resnet50
 from perceiver_jax.baselines.transformer import transformer
@@ -31,7 +37,7 @@ from perceiver_jax.baselines.vit import vit
 from perceiver_jax.core import assembly
 from perceiver_jax.core.input_array import InputArray
 from perceiver_jax.core.perceiver import learned_query, pool
-from perceiver_jax.types import Batch, Field, History, Mean, Spec, Task, UserError
+from perceiver_jax.types import Array, Batch, Field, History, Mean, Spec, Task, UserError
 
 BASELINES = ('resnet50', 'resnet20', 'vit', 'transformer')
 
@@ -45,6 +51,8 @@ def make(config: ConfigDict) -> Task:
     raise UserError(f'model.backbone={model.backbone!r} reads pixels: it has no stem.kind={model.stem.kind!r}')
   if data.permutation not in ('none', 'joint', 'pixels'):
     raise UserError(f"data.permutation is 'none', 'joint' or 'pixels', not {data.permutation!r}")
+  if data.mixing not in ('none', 'half_and_half'):
+    raise UserError(f"data.mixing is 'none' or 'half_and_half', not {data.mixing!r}")
   if data.permutation == 'joint' and model.stem.kind not in ('pixels', 'conv1x1'):
     raise UserError(f'data.permutation=joint needs an element for each pixel, not stem.kind={model.stem.kind!r}')
   if data.num_classes is None:
@@ -98,27 +106,34 @@ def _batches(
   is_training: bool,
   first_step: int = 0,
 ) -> Iterator[Batch]:
-  """uint8 images whose pixels stand in permuted places, if the config says so; see data/pipeline.py."""
+  """uint8 images whose pixels stand in permuted places, if the config says so; see data/pipeline.py.
+
+  Where they are to be mixed, a training batch has twice the pictures: see data/pairs.py.
+  """
   from perceiver_jax.data import pipeline
+  from perceiver_jax.data.pairs import paired
   from perceiver_jax.data.permutation import permute_pixels
 
   source, order = load(split), _order(config.data)
+  is_mixed = is_training and config.data.mixing != 'none'
   if is_training:
     batches = pipeline.train_batches(
-      source, spec, batch_size=batch_size, seed=config.seed, first_step=first_step,
+      source, spec, batch_size=2 * batch_size if is_mixed else batch_size, seed=config.seed, first_step=first_step,
       augment=_data_module(config.data).augment)
   else:
     # Data whose records are not yet as the model takes them has a view.
     view = getattr(_data_module(config.data), 'view', lambda example: example)
     batches = pipeline.eval_batches(source, spec, batch_size=batch_size, view=view)
-  for batch in batches:
-    yield batch if order is None else {**batch, 'image': permute_pixels(np.asarray(batch['image']), order)}
+  if order is not None:
+    batches = ({**batch, 'image': permute_pixels(np.asarray(batch['image']), order)} for batch in batches)
+  yield from paired(batches, seed=config.seed, first_step=first_step) if is_mixed else batches
 
 
 def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
   """{'logits': [B, E]} and, if captured, what the attentions looked at: {'captured': {}} of a baseline.
 
-  `batch['valid']` [B, M] may mask the elements of a Perceiver.
+  `batch['valid']` [B, M] may mask the elements of a Perceiver. Training on pairs (data/pairs.py), the logits are those
+  of mixtures, and 'ratio' [B], from 0 to 1, is how much of `batch['image']` is left in each.
   """
   data, model = config.data, config.model
   order = _order(data) if data.permutation == 'joint' else None
@@ -126,6 +141,9 @@ def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bo
   is_bound = order is not None or model.position.kind == 'learned' or model.backbone == 'vit'
   sides = (data.image_size, data.image_size) if is_bound else ('height', 'width')
   image = assembly.entry(batch, 'image', *sides, data.num_channels)
+  outputs: dict[str, Any] = {}
+  if is_training and 'partner' in batch:
+    image, outputs['ratio'] = _mixed(image, batch, model.stem.normalisation)
   captured: dict[str, jax.Array] = {}
   if model.backbone in BASELINES:
     if 'valid' in batch:
@@ -135,7 +153,14 @@ def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bo
     inputs = image_inputs(
       image, model.stem, model.position, is_training=is_training, order=order, valid=batch.get('valid'))
     logits, captured = _perceiver(config, inputs, is_training, capture)
-  return {'logits': logits, 'captured': captured} if capture else {'logits': logits}
+  outputs['logits'] = logits
+  return {**outputs, 'captured': captured} if capture else outputs
+
+
+def _mixed(image: Array, batch: Batch, normalisation: str) -> tuple[jax.Array, jax.Array]:
+  """Normalised mixtures of image and partner, [B, H, W, C], and how much of the image is left in each, [B]."""
+  image, partner = normalised(image, normalisation), normalised(batch['partner'], normalisation)
+  return half_and_half(image, partner, batch['mixing_key'], batch['place'])
 
 
 def _baseline(config: ConfigDict, pixels: jax.Array, is_training: bool) -> jax.Array:
@@ -174,12 +199,27 @@ def _head(config: ConfigDict, latents: jax.Array, is_training: bool) -> tuple[ja
 
 
 def _loss(config: ConfigDict, outputs: dict[str, Any], batch: Batch) -> Mean:
-  return losses.softmax_cross_entropy(
-    outputs['logits'], batch['label'], batch['mask'], label_smoothing=config.label_smoothing)
+  """Cross-entropy; of a mixture, against its two labels in the ratio of its pictures, and then smoothed.
+
+  That is the mean of both labels' losses by the ratio, as the cross-entropy is linear in the target.
+  """
+  loss = functools.partial(losses.softmax_cross_entropy, outputs['logits'], label_smoothing=config.label_smoothing)
+  if 'ratio' not in outputs:
+    return loss(batch['label'], batch['mask'])
+  own = batch['mask'] * outputs['ratio']
+  (one, _), (other, _) = loss(batch['label'], own), loss(batch['partner_label'], batch['mask'] - own)
+  return one + other, jnp.sum(batch['mask'])
 
 
 def _metrics(outputs: dict[str, Any], batch: Batch) -> dict[str, Mean]:
-  return {'accuracy': metrics.top_k_accuracy(outputs['logits'], batch['label'], batch['mask'], k=1)}
+  """How often the label is the highest logit, and, of more than 10 classes, among the 5 highest.
+
+  Of a mixture the partner's label does not count, as in the authors' code: training accuracy is then low.
+  """
+  accuracy = functools.partial(metrics.top_k_accuracy, outputs['logits'], batch['label'], batch['mask'])
+  if outputs['logits'].shape[-1] <= 10:
+    return {'accuracy': accuracy(k=1)}
+  return {'accuracy': accuracy(k=1), 'top_5_accuracy': accuracy(k=5)}
 
 
 def _draw(

@@ -194,6 +194,13 @@ def test_loss_and_accuracy_follow_the_config_and_leave_padding_out():
   np.testing.assert_allclose(task.metrics({'logits': logits}, batch)['accuracy'], (1, 2.5))
 
 
+def test_of_more_than_ten_classes_the_five_highest_are_counted_as_well():
+  logits = np.tile(np.arange(11, dtype=np.float32), (4, 1))
+  batch = {'label': np.array([10, 6, 5, 7]), 'mask': np.array([1, 1, 1, 0], np.float32)}
+  figures = image_classification.make(_imagenet()).metrics({'logits': logits}, batch)
+  assert figures == {'accuracy': (1, 3), 'top_5_accuracy': (2, 3)}
+
+
 # Mistakes.
 
 
