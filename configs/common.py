@@ -57,6 +57,7 @@ def _optimizer() -> ConfigDict:
     'name': 'lamb',                        # lamb, adamw or sgd
     'peak_lr': 2e-3,                       # at this batch size; not scaled by it
     'schedule': 'constant_cosine',         # or warmup_cosine, step_decay
+    'constant_share': 0.5,                 # of the run, of constant_cosine, before its cosine
     'warmup_steps': 0,                     # of warmup_cosine, from 0 to peak_lr
     'weight_decay': 0.1,                   # of weights and tables, not of biases and norms
     'max_norm': 10.0,                      # global norm to which gradients are clipped
@@ -98,6 +99,7 @@ def _images() -> dict[str, Any]:
     'num_classes': placeholder(int),       # how many labels there are: 0 to num_classes - 1
     'class_names': placeholder(str),       # a text file of a line per class, or one of perceiver_jax/inference/labels
     'permutation': 'none',                 # joint: pixels move with their positions [P1 4.1]; pixels: they move alone
+    'mixing': 'none',                      # ours; half_and_half: MixUp of half the examples, CutMix of the rest [code]
   }
 
 
@@ -119,6 +121,7 @@ def _image_model() -> dict[str, Any]:
       'max_resolution': placeholder(tuple),  # (height, width), twice the highest frequencies; unset, those of the grid
       'spacing': 'linear',                 # of the bands, or log (arXiv v1 of P1)
       'channels': 256,                     # of learned
+      'init_scale': 0.02,                  # of learned, the deviation that its table starts with [code]
       'projection_channels': placeholder(int),  # of a linear after learned; unset, there is none [code: 256]
     },
   }

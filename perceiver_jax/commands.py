@@ -109,6 +109,8 @@ def _read_evaluate(argv: list[str]) -> Callable[[], int]:
     'directory: of Hugging Face, of a run, or of converted weights.', flag_values)
   flags.DEFINE_string('path', None, "Of a released model, the authors' file, if you have it.", flag_values)
   flags.DEFINE_enum('split', 'test', ['train', 'validation', 'test'], 'What to evaluate on.', flag_values)
+  flags.DEFINE_string(
+    'data_name', None, 'What kind of data, in place of config.data.name: images for a folder of them.', flag_values)
   flags.DEFINE_string('data_path', None, 'Where the data lies, in place of config.data.path.', flag_values)
   flags.DEFINE_integer(
     'batch_size', None, 'Examples at a time, over all devices, in place of config.eval.batch_size. The result does not '
@@ -123,7 +125,8 @@ def _read_evaluate(argv: list[str]) -> Callable[[], int]:
   for flag, other in (('path', 'model'), ('checkpoint', 'workdir')):
     if flag_values[flag].present and not flag_values[other].value:
       raise UserError(f'--{flag} goes with --{other} alone')
-  settings = {'data.path': flag_values.data_path, 'eval.batch_size': flag_values.batch_size}
+  settings = {
+    'data.name': flag_values.data_name, 'data.path': flag_values.data_path, 'eval.batch_size': flag_values.batch_size}
   if flag_values.model:
     return functools.partial(_evaluate_model, flag_values.model, flag_values.path, flag_values.split, settings)
   if not flag_values.workdir:
@@ -212,7 +215,8 @@ def _evaluate_model(model: str, path: str | None, split: str, settings: dict[str
     if 'config.data.' not in str(error):
       raise
     # No --config is taken here, and the number of classes is the model's, whatever the data has.
-    raise UserError(f'{error}\nWith eval.py --model: --data_path=... says where the data of this model lies') from error
+    raise UserError(f'{error}\nWith eval.py --model: --data_path=... says where the data of this model lies, and '
+                    '--data_name=images that they are a folder of pictures') from error
 
 
 def _evaluate_source(source: Source, split: str, settings: dict[str, Any]) -> int:

@@ -20,10 +20,16 @@ from perceiver_jax.types import UserError
 _ABSENT = object()
 # What the last word of a key says of its value; the first that matches counts.
 _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
-  ('num_blocks|warmup_steps|weight_decay|max_norm|peak_lr', 'at least 0', lambda x: x >= 0),
-  ('ema_decay|label_smoothing', 'from 0 to 1', lambda x: 0 <= x <= 1),
+  ('num_blocks|warmup_steps|weight_decay|max_norm|peak_lr|init_scale', 'at least 0', lambda x: x >= 0),
+  ('ema_decay|label_smoothing|constant_share', 'from 0 to 1', lambda x: 0 <= x <= 1),
   ('.*_prob', 'at least 0 and less than 1', lambda x: 0 <= x < 1),
   ('num_.*|.*_steps|.*_size|.*channels|.*widening|keep_last|micro_batches|max_skipped', 'at least 1', lambda x: x >= 1),
+)
+# Keys that older runs lack: one that stands beside it, the key, and the value with which a run does what it did then.
+_LATER: tuple[tuple[str, str, Any], ...] = (
+  ('data.permutation', 'data.mixing', 'none'),
+  ('optimizer.schedule', 'optimizer.constant_share', 0.5),
+  ('model.position.kind', 'model.position.init_scale', 0.02),
 )
 
 
@@ -70,7 +76,10 @@ def save(config: ConfigDict, workdir: str | os.PathLike) -> None:
 
 
 def load(workdir: str | os.PathLike) -> ConfigDict:
-  """The locked config that `save` wrote into `workdir`. Raises UserError where there is none, or it cannot be read."""
+  """The locked config that `save` wrote into `workdir`; keys that are younger than the file have the value of then.
+
+  Raises UserError where there is none, or it cannot be read.
+  """
   path = Path(workdir) / 'config.json'
   try:
     values = _tuples(json.loads(path.read_text()))
@@ -79,7 +88,7 @@ def load(workdir: str | os.PathLike) -> ConfigDict:
     for section in ('model', 'data'):
       if section in values and not isinstance(values[section], dict):
         raise UserError(f'{path} is damaged: {section} is {values[section]!r}, no table of keys')
-    return ConfigDict(values).lock()
+    return _completed(ConfigDict(values)).lock()
   except FileNotFoundError:
     raise UserError(f'{path} does not exist: {workdir} is not the workdir of a run') from None
   except OSError as error:
@@ -88,6 +97,13 @@ def load(workdir: str | os.PathLike) -> ConfigDict:
     raise UserError(f'{path} is damaged: its tables are nested too deeply') from None
   except ValueError as error:
     raise UserError(f'{path} is damaged: {error}') from error
+
+
+def _completed(config: ConfigDict) -> ConfigDict:
+  flat = flatten(config)
+  config.update_from_flattened_dict(
+    {key: value for beside, key, value in _LATER if beside in flat and key not in flat})
+  return config
 
 
 def check_workdir(config: ConfigDict, workdir: str | os.PathLike, *, is_new: bool) -> None:

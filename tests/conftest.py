@@ -10,6 +10,7 @@ import ipaddress
 import os
 import pathlib
 import socket
+import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -55,3 +56,10 @@ def no_network(monkeypatch):
 
   monkeypatch.setattr(socket.socket, 'connect', guarded(socket.socket.connect))
   monkeypatch.setattr(socket.socket, 'connect_ex', guarded(socket.socket.connect_ex))
+
+
+@pytest.fixture(autouse=True)
+def no_unreadable_records():
+  """Lets each test begin as a process does, which has met no record that it could not read."""
+  if pipeline := sys.modules.get('perceiver_jax.data.pipeline'):
+    pipeline._unreadable.clear()

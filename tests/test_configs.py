@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import pathlib
 import re
 import shlex
 
+import haiku as hk
+import jax
 import pytest
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -25,6 +28,22 @@ VARIANTS = [(family, variant) for family, module in FAMILIES.items() for variant
 PAIRS = [
   (family, ','.join(pair)) for family, module in FAMILIES.items() for pair in itertools.combinations(module.VARIANTS, 2)
 ]
+REPRODUCTION = (ROOT / 'docs' / 'reproduction.md').read_text()
+REPRODUCED = re.findall(r'^# .*?([\d,]+) parameters\npython (train\.py (?:.*\\\n)*.*)$', REPRODUCTION, re.MULTILINE)
+LISTED = [
+  (family, *row) for family in ('imagenet', 'cifar10')
+  for row in re.findall(r'^  ([a-z]\S+) .*? (\d+(?:,\d{3})+) ', FAMILIES[family].__doc__, re.MULTILINE)
+]
+
+
+def _num_parameters(config: ConfigDict) -> int:
+  """Of the model that a command trains; nothing is computed."""
+  run_config.check_ranges(config)
+  task = importlib.import_module(f'perceiver_jax.tasks.{config.task}').make(config)
+  batch = {name: jax.ShapeDtypeStruct((1, *field.shape), field.dtype) for name, field in task.spec.items()}
+  init = functools.partial(hk.transform_with_state(task.forward).init, is_training=True)
+  params, _ = jax.eval_shape(init, jax.random.key(0), batch)
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize('family, variant', VARIANTS + PAIRS)
@@ -90,6 +109,51 @@ def test_the_command_in_a_config_is_one_that_is_understood(family, monkeypatch):
   else:
     config, workdir, profile_steps = commands._read_train(arguments).args
     assert config.data.num_classes and workdir.startswith('runs/') and profile_steps == 0
+
+
+@pytest.mark.parametrize('total, command', REPRODUCED)
+def test_a_command_that_reproduces_a_figure_trains_a_model_of_the_size_printed(total, command, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  config, workdir, _ = commands._read_train(shlex.split(command.replace('\\\n', ' '))).args
+  assert f'{_num_parameters(config):,}' == total
+  assert (config.data.name, config.data.path) == ('tfds_images', '/data/imagenet2012')
+  assert REPRODUCTION.count(f'--workdir={workdir} ') == 1 + REPRODUCTION.count(f'eval.py --workdir={workdir} ')
+
+
+def test_every_printed_figure_has_its_command():
+  commands_of_the_page = re.findall(r'^python train\.py', REPRODUCTION, re.MULTILINE)
+  assert len(REPRODUCED) == len(commands_of_the_page) - 2  # a trial, and one for speed
+  in_tables = re.findall(r'^\|.*?\| ((?:\d+,\d{3},\d{3})) \|', REPRODUCTION, re.MULTILINE)
+  assert set(in_tables) == {total for total, _ in REPRODUCED} - {'213,082,618'}
+
+
+def test_the_recipes_of_both_papers():
+  steps_of_110_epochs, steps_of_120_epochs = 137_625, 150_136
+  for variant, steps, peak_lr, schedule, mixing in (
+    ('fourier', steps_of_110_epochs, 2e-3, 'constant_cosine', 'half_and_half'),
+    ('conv_pool', steps_of_110_epochs, 2e-3, 'constant_cosine', 'half_and_half'),
+    ('perceiver', steps_of_120_epochs, 4e-3, 'step_decay', 'none'),
+    ('perceiver_learned', steps_of_120_epochs, 4e-3, 'step_decay', 'none'),
+    ('vit,permuted', steps_of_120_epochs, 4e-3, 'step_decay', 'none'),
+    ('config_b', 131_000, 2e-3, 'constant_cosine', 'half_and_half'),
+    ('conv,config_b', 131_000, 2e-4, 'constant_cosine', 'half_and_half'),
+  ):
+    config = FAMILIES['imagenet'].get_config(variant)
+    optimizer = config.optimizer
+    assert (config.num_steps, optimizer.peak_lr, optimizer.schedule, config.data.mixing) == (
+      steps, peak_lr, schedule, mixing), variant
+    assert (config.batch_size, optimizer.name, optimizer.weight_decay, optimizer.max_norm) == (1024, 'lamb', 0.1, 10.0)
+    assert f'{steps:,}' in FAMILIES['imagenet'].__doc__
+
+
+@pytest.mark.parametrize('family, variant, total', LISTED)
+def test_a_config_lists_its_variants_with_their_sizes(family, variant, total):
+  assert f'{_num_parameters(FAMILIES[family].get_config(variant)):,}' == total
+
+
+def test_the_lists_of_variants_are_found():
+  assert {family: sum(row[0] == family for row in LISTED) for family in ('imagenet', 'cifar10')} == {
+    'imagenet': 15, 'cifar10': 6}
 
 
 def test_a_variant_that_is_not_offered_is_refused_with_the_nearest():

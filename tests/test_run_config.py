@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import pytest
 
+from configs import common
 from perceiver_jax import config_file, run_config
+from perceiver_jax.interop import zoo
 from perceiver_jax.types import UserError
+
+FIRST_RUN = pathlib.Path(__file__).parent / 'golden' / 'first_run'
 
 
 @pytest.fixture
@@ -59,3 +65,35 @@ def test_a_run_that_goes_on_needs_the_config_that_it_began_with(tmp_path, config
   with pytest.raises(UserError, match=r'config\.json does not exist'):
     run_config.claim(config, tmp_path, is_new=False)
   assert list(tmp_path.iterdir()) == []
+
+
+def test_the_config_of_the_first_runs_gains_every_key_that_came_later():
+  assert 'mixing' not in (FIRST_RUN / 'config.json').read_text()
+  first = run_config.load(FIRST_RUN)
+  missing = run_config.flatten(common.get_config()).keys() - run_config.flatten(first).keys()
+  assert not missing, f'say in run_config._LATER what runs without these keys did: {", ".join(sorted(missing))}'
+  assert (first.data.mixing, first.optimizer.constant_share, first.model.position.init_scale) == ('none', 0.5, 0.02)
+  assert first.is_locked
+
+
+def test_a_config_gains_no_key_that_its_task_lacks_and_keeps_the_values_that_it_has(tmp_path):
+  text = zoo.config('masked_lm')
+  with text.unlocked():
+    del text.optimizer['constant_share']
+  run_config.save(text, tmp_path)
+  assert run_config.differences(run_config.load(tmp_path), zoo.config('masked_lm')) == []
+  image = zoo.config('imagenet_learned')
+  image.optimizer.constant_share, image.model.position.init_scale = 0.25, 1.0
+  run_config.save(image, tmp_path)
+  assert run_config.differences(run_config.load(tmp_path), image) == []
+
+
+def test_a_run_from_before_a_key_existed_goes_on_where_the_key_changes_nothing(tmp_path, config):
+  with config.unlocked():
+    del config.data['mixing'], config.optimizer['constant_share'], config.model.position['init_scale']
+  run_config.save(config, tmp_path)
+  now = config_file.load('configs/digits.py:debug')
+  run_config.check_workdir(now, tmp_path, is_new=False)
+  now.data.mixing = 'half_and_half'
+  with pytest.raises(UserError, match=r"data\.mixing: 'none' in the workdir, 'half_and_half' now"):
+    run_config.check_workdir(now, tmp_path, is_new=False)

@@ -140,7 +140,7 @@ def _positions(shape: tuple[int, int], position: ConfigDict, order: Array | None
   if position.kind == 'fourier':
     return fourier_grid(shape, position.num_bands, position.max_resolution, position.spacing, order)
   if position.kind == 'learned':
-    table = LearnedTable(shape[0] * shape[1], position.channels)()
+    table = LearnedTable(shape[0] * shape[1], position.channels, position.init_scale)()
     if position.projection_channels:
       table = hk.Linear(position.projection_channels, name='positions_projection')(table)
     return table if order is None else table[order]

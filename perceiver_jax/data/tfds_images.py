@@ -40,14 +40,15 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from ml_collections import ConfigDict
 
-from perceiver_jax.data.augmentation import augment_training, central_crop
+from perceiver_jax.data.augmentation import CENTRAL_SHARE, augment_training, central_crop, resize
 from perceiver_jax.data.images import decode
 from perceiver_jax.data.source import Example, choose
 from perceiver_jax.data.tf_example import parse
 from perceiver_jax.types import UserError
 
 MAX_HELD_OUT = 10_000                       # of train, for validation, as the authors' code does
-MIN_DISTORTED = 64                          # px; RandAugment moves a picture by 50, which leaves nothing of a small one
+MIN_DISTORTED = 64                          # px; RandAugment moves a picture by 50, which leaves nothing of a tiny one
+BORDER, GRAY = 4, 128                       # px, brightness: what a tiny picture is shifted in
 MAJOR_VERSIONS = {'imagenet2012': '5'}      # as the authors ask for; of other sets any version is read
 UNLABELLED = {'imagenet2012': 'test'}
 OTHER_FILES = 256                           # that a run has open beside the shards
@@ -137,15 +138,33 @@ def load(config: ConfigDict, split: str) -> TfdsSource:
 
 
 def augment(example: Example, generator: np.random.Generator) -> Example:
-  """A random part, perhaps mirrored, then by RandAugment unless it is tiny: 'image' [size, size, C]; the rest stays."""
-  image = example['image']
-  num_layers = 4 if min(image.shape[:2]) >= MIN_DISTORTED else 0
-  return {**example, 'image': augment_training(image, int(example['size']), generator, num_layers=num_layers)}
+  """A random part, perhaps mirrored, then by RandAugment: 'image' [size, size, C]; the rest stays.
+
+  Of a tiny picture, a tenth of which shows little: all but up to 4 px on two sides, perhaps mirrored, and no more.
+  """
+  image, size = example['image'], int(example['size'])
+  seen = resize(_shifted(image, generator), size) if _is_tiny(image) else augment_training(image, size, generator)
+  return {**example, 'image': seen}
 
 
 def view(example: Example) -> Example:
-  """The central part, as an evaluation sees it: 'image' [size, size, C]; the rest stays."""
-  return {**example, 'image': central_crop(example['image'], int(example['size']))}
+  """The central part, as an evaluation sees it, of a tiny picture all: 'image' [size, size, C]; the rest stays."""
+  image = example['image']
+  share = 1.0 if _is_tiny(image) else CENTRAL_SHARE
+  return {**example, 'image': central_crop(image, int(example['size']), share)}
+
+
+def _is_tiny(image: np.ndarray) -> bool:
+  return min(image.shape[:2]) < MIN_DISTORTED
+
+
+def _shifted(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+  """[H, W, C] -> the same, out of a random place in a gray border, perhaps mirrored (1512.03385, section 4.2)."""
+  height, width, _ = image.shape
+  bordered = np.pad(image, ((BORDER, BORDER), (BORDER, BORDER), (0, 0)), constant_values=GRAY)
+  top, left = generator.integers(2 * BORDER + 1, size=2)
+  part = bordered[top:top + height, left:left + width]
+  return part[:, ::-1] if generator.integers(2) else part
 
 
 def _directory(path: pathlib.Path) -> pathlib.Path:

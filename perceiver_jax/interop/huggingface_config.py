@@ -97,10 +97,11 @@ _CLASSES = {
 }
 ARCHITECTURES = tuple(_CLASSES)
 
-# How the keys begin that a forward pass depends on, and how those of them end that do not matter: dropout, what says
-# nothing where there is one cross-attend, and how uint8 is normalised, which their models never see.
+# How the keys begin that a forward pass depends on, and how those of them end that do not matter: dropout, how a table
+# starts, what says nothing where there is one cross-attend, and how uint8 is normalised, which their models never see.
 _COMPUTING = ('task', 'model.', 'data.num_channels', 'data.permutation')
-_IDLE = {'dropout_prob', 'attention_dropout_prob', 'cross_attends', 'share_cross_attends', 'normalisation'}
+_IDLE = {
+  'dropout_prob', 'attention_dropout_prob', 'init_scale', 'cross_attends', 'share_cross_attends', 'normalisation'}
 
 
 def read_config(source: str | os.PathLike | Mapping[str, Any]) -> ConfigDict:

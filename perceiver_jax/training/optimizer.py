@@ -69,7 +69,7 @@ def decay_mask(params: Tree) -> Tree:
 def make_schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Schedule:
   """The learning rate as a function of the number of steps taken before this one (0 at the first).
 
-  `constant_cosine`: peak_lr for the first half, then a cosine to 0 (Perceiver IO, appendix A.1).
+  `constant_cosine`: peak_lr for `constant_share` of the run, then a cosine to 0 (Perceiver IO, appendix A).
   `warmup_cosine`: linear from 0 over warmup_steps, then a cosine to 0. Only this one reads warmup_steps: with LAMB, a
   warm-up on ImageNet often prevented training (Perceiver IO, appendix A.1).
   `step_decay`: peak_lr, x0.1 at 70%, 85% and 95% of the run (Perceiver, section 4.1).
@@ -88,8 +88,8 @@ def make_schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Sc
 
 
 def _constant_cosine(config: ml_collections.ConfigDict, num_steps: int) -> optax.Schedule:
-  num_constant = num_steps // 2
-  cosine = optax.cosine_decay_schedule(config.peak_lr, num_steps - num_constant)
+  num_constant = int(config.constant_share * num_steps + 1e-6)  # 70 / 131 of 131,000 is 70,000
+  cosine = optax.cosine_decay_schedule(config.peak_lr, max(1, num_steps - num_constant))
   return optax.join_schedules([optax.constant_schedule(config.peak_lr), cosine], [num_constant])
 
 

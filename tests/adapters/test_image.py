@@ -16,10 +16,10 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 2), np.uint8)
 ORDER = np.random.default_rng(1).permutation(12)
 
 
-def _position(kind='fourier', spacing='linear', max_resolution=None, projection_channels=None):
+def _position(kind='fourier', spacing='linear', max_resolution=None, projection_channels=None, init_scale=0.02):
   return ConfigDict({
     'kind': kind, 'num_bands': 5, 'spacing': spacing, 'channels': 7, 'max_resolution': max_resolution,
-    'projection_channels': projection_channels})
+    'projection_channels': projection_channels, 'init_scale': init_scale})
 
 
 def _stem(kind='pixels', normalisation='symmetric'):
@@ -83,6 +83,14 @@ def test_a_learned_position_is_a_row_of_one_table():
   params = function.init(jax.random.key(0), IMAGE)
   assert jax.tree.map(np.shape, params) == {'positions': {'table': (12, 7)}}
   np.testing.assert_array_equal(function.apply(params, None, IMAGE).positions, params['positions']['table'])
+
+
+@pytest.mark.parametrize('init_scale', [0.02, 1.0])
+def test_a_table_of_positions_starts_with_the_deviation_of_its_key(init_scale):
+  image = np.zeros((1, 40, 50, 3), np.uint8)
+  init = hk.transform(lambda image: _inputs(image, _position('learned', init_scale=init_scale)).positions).init
+  table = init(jax.random.key(0), image)['positions']['table']
+  np.testing.assert_allclose(np.std(table), 0.8796 * init_scale, rtol=0.03)  # of a normal cut at two deviations
 
 
 def test_another_kind_of_position_is_the_users_mistake():

@@ -260,7 +260,7 @@ def test_a_variant_trains_through_the_loop_to_a_picture_and_can_be_used(variant,
   config = config_file.load(f'configs/imagenet.py:{variant},debug')
   config.update_from_flattened_dict({
     'num_steps': 2, 'batch_size': 8, 'eval.every_steps': 1, 'eval.batch_size': 16, 'log.every_steps': 1,
-    'data.path': str(tmp_path / 'images.npz'), 'data.class_names': None})
+    'data.name': 'images', 'data.path': str(tmp_path / 'images.npz'), 'data.class_names': None})
   assert loop.train(config, str(tmp_path / 'run'), image_classification.make(config)) == 0
   history = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
   assert all(np.isfinite(list(line.values())).all() for line in history) and 'test/loss' in history[-1]

@@ -19,6 +19,7 @@ from array_record.python import array_record_module
 from ml_collections import ConfigDict
 from PIL import Image
 
+from perceiver_jax import config_file
 from perceiver_jax.data import augmentation, pipeline, tfds_images
 from perceiver_jax.data.order import generator, order
 from perceiver_jax.types import Field, UserError
@@ -212,13 +213,44 @@ def test_training_sees_random_parts_of_whole_pictures(imagenet):
     np.testing.assert_array_equal(batch['image'][position], expected)
 
 
-def test_tiny_pictures_are_cut_and_mirrored_alone():
-  image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-  example = {'image': image, 'label': np.int32(0), 'size': np.int32(32)}
-  for seed in range(20):
-    seen = tfds_images.augment(example, np.random.default_rng(seed))['image']
-    np.testing.assert_array_equal(
-      seen, augmentation.augment_training(image, 32, np.random.default_rng(seed), num_layers=0))
+def _tiny_example(height: int = 32, width: int = 32, size: int = 32) -> dict[str, np.ndarray]:
+  image = np.random.default_rng(0).integers(0, 100, (height, width, 3), np.uint8)  # nowhere as bright as the border
+  return {'image': image, 'label': np.int32(0), 'size': np.int32(size)}
+
+
+def test_tiny_pictures_are_shifted_by_up_to_4_pixels_in_gray_and_mirrored_alone():
+  example, shifts = _tiny_example(), set()
+  bordered = np.full((40, 40, 3), 128, np.uint8)
+  bordered[4:36, 4:36] = example['image']
+  parts = {}
+  for top, left in itertools.product(range(9), range(9)):
+    part = bordered[top:top + 32, left:left + 32]
+    parts |= {part.tobytes(): (top, left, False), part[:, ::-1].tobytes(): (top, left, True)}
+  for seed in range(300):
+    seen = tfds_images.augment(example, np.random.default_rng(seed))
+    assert seen['image'].shape == (32, 32, 3) and seen['label'] is example['label']
+    shifts.add(parts[seen['image'].tobytes()])
+  tops, lefts, mirrored = zip(*shifts, strict=True)
+  assert (set(tops), set(lefts), set(mirrored)) == (set(range(9)), set(range(9)), {False, True})
+  assert len(shifts) > 120  # of 162: rows, columns and mirroring are drawn apart
+
+
+@pytest.mark.parametrize('height, width', [(63, 80), (80, 63), (28, 28)])
+def test_a_picture_is_tiny_by_its_shorter_side_and_fits_a_model_of_any_size(height, width):
+  example = _tiny_example(height, width, size=48)
+  assert tfds_images.augment(example, np.random.default_rng(0))['image'].shape == (48, 48, 3)
+  side = min(height, width)
+  top, left = (height - side + 1) // 2, (width - side + 1) // 2
+  whole = example['image'][top:top + side, left:left + side]
+  np.testing.assert_array_equal(tfds_images.view(example)['image'], augmentation.resize(whole, 48))
+
+
+def test_an_evaluation_sees_all_of_a_tiny_picture_and_the_centre_of_a_larger_one():
+  tiny, larger = _tiny_example(), _tiny_example(64, 64, 56)
+  np.testing.assert_array_equal(tfds_images.view(tiny)['image'], tiny['image'])
+  np.testing.assert_array_equal(tfds_images.view(larger)['image'], larger['image'][4:60, 4:60])
+  seen = tfds_images.augment(larger, np.random.default_rng(0))['image']
+  np.testing.assert_array_equal(seen, augmentation.augment_training(larger['image'], 56, np.random.default_rng(0)))
 
 
 def test_training_resumed_at_any_step_continues_as_if_uninterrupted(imagenet):
@@ -260,6 +292,20 @@ def test_a_flipped_bit_costs_one_record_and_a_shard_that_was_cut_off_its_own(tmp
     source, SPEC, batch_size=9, view=tfds_images.view)])
   assert mask.tolist() == [1, 0, *[1] * 9, *[0] * 16]
   assert {'imagenet2012/train[4]', 'imagenet2012/train[29]'} <= set(pipeline.unreadable())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('experiment', ['configs/imagenet.py:debug', 'configs/cifar10.py:debug'])
+def test_a_config_trains_on_such_a_set_to_its_end(imagenet, tmp_path, experiment):
+  from perceiver_jax.tasks import image_classification
+  from perceiver_jax.training import loop
+
+  config = config_file.load(experiment)
+  config.update_from_flattened_dict({
+    'num_steps': 6, 'batch_size': 8, 'eval.batch_size': 8, 'data.path': str(imagenet), 'data.num_classes': 2})
+  assert loop.train(config, str(tmp_path / 'run'), image_classification.make(config)) == 0
+  last = json.loads((tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()[-1])
+  assert last['step'] == 6 and np.isfinite(last['test/loss']) and 0 <= last['test/accuracy'] <= 1
 
 
 PROGRAM = """

@@ -33,7 +33,8 @@ def test_the_figures_are_those_of_their_logits(tmp_path, capsys, name):
   for split in ('train', 'validation'):
     (tmp_path / 'pictures' / split).symlink_to(tmp_path / 'pictures' / 'test')
 
-  assert commands.evaluate(['eval', f'--model={tmp_path}/model', f'--data_path={tmp_path}/pictures']) == 0
+  assert commands.evaluate([
+    'eval', f'--model={tmp_path}/model', '--data_name=images', f'--data_path={tmp_path}/pictures']) == 0
   figures = {key: float(value) for key, value in (
     line.split(': ') for line in capsys.readouterr().out.splitlines())}
 

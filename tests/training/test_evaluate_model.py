@@ -36,7 +36,8 @@ def _pictures(root: pathlib.Path, num_classes: int) -> pathlib.Path:
 
 
 def test_eval_of_a_model_without_its_data_says_which_flag_names_them(image_model, tmp_path, capsys):
-  hint = 'With eval.py --model: --data_path=... says where the data of this model lies'
+  hint = ('With eval.py --model: --data_path=... says where the data of this model lies, and --data_name=images that '
+          'they are a folder of pictures')
   for arguments, fragment in (
     ([], 'needs a folder'),
     ([f'--data_path={tmp_path}/nowhere'], f'there is no {tmp_path}/nowhere'),

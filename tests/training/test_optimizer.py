@@ -18,8 +18,8 @@ NUM_STEPS = 10
 
 def _config(**changes):
   config = ml_collections.ConfigDict({
-      'name': 'lamb', 'peak_lr': 0.02, 'schedule': 'constant_cosine', 'warmup_steps': 0, 'weight_decay': 0.1,
-      'max_norm': 10.0})
+      'name': 'lamb', 'peak_lr': 0.02, 'schedule': 'constant_cosine', 'constant_share': 0.5, 'warmup_steps': 0,
+      'weight_decay': 0.1, 'max_norm': 10.0})
   config.update(changes)
   return config
 
@@ -220,6 +220,14 @@ def test_constant_cosine_is_flat_for_half_of_imagenet_and_ends_at_zero():
     np.testing.assert_allclose(schedule(step), expected, rtol=1e-5, atol=1e-10)
   assert float(schedule(137_625)) == 0.0
   assert schedule(68_813 + 1_000) < 2e-3
+
+
+def test_constant_cosine_of_another_share_has_the_steps_that_fine_tuning_after_jft_had():
+  rates = _rates(131_000, [0, 69_999, 70_000, 100_500, 131_000], constant_share=70 / 131)
+  np.testing.assert_allclose(rates, [1, 1, 1, 0.5, 0], atol=1e-6)
+  assert _rates(131_000, [70_100], constant_share=70 / 131)[0] < 1
+  assert _rates(10, [0, 9], constant_share=1.0) == [1, 1]
+  assert _rates(10, [0, 5], constant_share=0.0)[1] == pytest.approx(0.5)
 
 
 def test_warmup_cosine_climbs_from_zero_to_the_peak_and_falls_to_zero():

@@ -62,7 +62,8 @@ def _config(**changes) -> ConfigDict:
   config = ConfigDict({
     'seed': 0, 'num_steps': 100, 'micro_batches': 1, 'precision': 'float32', 'ema_decay': None,
     'optimizer': {
-      'name': 'sgd', 'peak_lr': 0.5, 'schedule': 'constant_cosine', 'warmup_steps': 0, 'weight_decay': 0.1,
+      'name': 'sgd', 'peak_lr': 0.5, 'schedule': 'constant_cosine', 'constant_share': 0.5, 'warmup_steps': 0,
+      'weight_decay': 0.1,
       'max_norm': 0.0,
     },
   })
