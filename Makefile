@@ -14,13 +14,16 @@ NUM_WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help digits imagenet test test-fast test-tf lint clean
+.PHONY: help digits permuted imagenet test test-fast test-tf lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 digits: .venv/.requirements  ## train Perceiver IO on handwritten digits into runs/digits (ARGS='--config.seed=1')
 	$(BIN)/python train.py --config=configs/digits.py --workdir=runs/digits $(ARGS)
+
+permuted: .venv/.requirements  ## train five kinds of models on raw and on permuted images: an hour (ARGS=--quick: 10 minutes)
+	$(BIN)/python -m benchmarks.permuted $(ARGS)
 
 imagenet:  ## build ImageNet for training in DATA=DIR, from its two tars there (NAME=cifar10); see docs/data.md
 	@$(if $(DATA),,echo 'DATA is missing: the directory of the tars. For example: make imagenet DATA=/data (see docs/data.md)' >&2; exit 1)

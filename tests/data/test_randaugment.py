@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import cv2
 import numpy as np
 import PIL.Image
 import PIL.ImageEnhance
@@ -139,6 +140,30 @@ def test_pictures_move_the_way_that_is_promised():
   assert randaugment.shear_y(square, 1)[..., 0].tolist() == [[1, 5, 9], [4, 8, 128], [7, 128, 128]]
   assert randaugment.rotate(square, 90)[..., 0].tolist() == [[3, 6, 9], [2, 5, 8], [1, 4, 7]]
   assert randaugment.rotate(square, -90)[..., 0].tolist() == [[7, 4, 1], [8, 5, 2], [9, 6, 3]]
+
+
+@pytest.mark.parametrize('height, width', [(37, 53), (1, 1), (4, 1), (1, 4), (60, 2)])
+def test_whole_pixels_are_shifted_as_opencv_warps_them(height, width):
+  image = _noise(height, width)
+  for pixels in (-100, -53, -52, -4, -1, 0, 1, 3, 37, 52, 60.0, 100):
+    for name, dx, dy in (('translate_x', pixels, 0), ('translate_y', 0, pixels)):
+      warped = cv2.warpAffine(
+        image, np.float64([[1, 0, dx], [0, 1, dy]]), (width, height), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_CONSTANT, borderValue=(128, 128, 128))
+      np.testing.assert_array_equal(getattr(randaugment, name)(image, pixels), warped, (name, pixels))
+
+
+@pytest.mark.parametrize('height, width', [(1, 1), (4, 1), (1, 4), (2, 3), (256, 3)])
+def test_bits_and_thresholds_of_pictures_of_any_shape(height, width):
+  """OpenCV takes an array of four, or of one, for a number; Pillow has no solarising that adds."""
+  image = _noise(height, width).astype(int)
+  for level in range(0, 257, 8):
+    np.testing.assert_array_equal(
+      randaugment.solarize(np.uint8(image), level), np.where(image < level, image, 255 - image))
+    np.testing.assert_array_equal(
+      randaugment.solarize_add(np.uint8(image), level), np.where(image < 128, image + level, image).clip(0, 255))
+  for bits in range(9):
+    np.testing.assert_array_equal(randaugment.posterize(np.uint8(image), bits), image >> 8 - bits << 8 - bits)
 
 
 def test_cutout_covers_a_square_as_far_as_it_is_inside():
