@@ -113,7 +113,7 @@ def run(tf_python: str) -> dict[str, Any]:
   given = prepare(pictures())
   with tempfile.TemporaryDirectory() as directory:
     source, target = (pathlib.Path(directory) / name for name in ('given.npz', 'found.npz'))
-    np.savez(source, **given)
+    np.savez(source, allow_pickle=False, **given)
     subprocess.run([tf_python, str(ROOT / 'benchmarks' / 'tf_differences.py'), str(source), str(target)], check=True)
     with np.load(target) as found:
       theirs = dict(found)

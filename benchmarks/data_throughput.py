@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import cv2
@@ -62,14 +62,14 @@ class Staged:
   """A TfdsSource and what `augment` does to its records, by the same functions, each stage timed."""
 
   source: tfds_images.TfdsSource
-  seconds: collections.Counter[str]
+  seconds: dict[str, float]              # a defaultdict
 
   def __len__(self) -> int:
     return len(self.source)
 
   def __getitem__(self, index: int) -> Example:
     start = time.thread_time()
-    features = parse(self.source.records[self.source.first + index], ('image', 'label'))
+    features: dict[str, Any] = parse(self.source.records[self.source.first + index], ('image', 'label'))
     start = self._lap('read and parse', start)
     image = decode(features['image'][0], 3)
     self._lap('decode', start)
@@ -144,15 +144,18 @@ def tf_data(python: str, records: pathlib.Path, batch_size: int) -> Iterator[tup
   command = [python, str(ROOT / 'benchmarks' / 'tf_data.py'), str(records), str(batch_size)]
   process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
+  assert process.stdin and process.stdout   # both piped
+  to, answers = process.stdin, process.stdout
+
   def answer() -> dict[str, Any]:
-    line = process.stdout.readline()
+    line = answers.readline()
     if not line:
       raise UserError(f'{" ".join(command)} ended with exit code {process.wait()}; it says why above.')
     return json.loads(line)
 
   def ask(kind: str) -> tuple[int, float]:
-    process.stdin.write(f'{kind}\n')
-    process.stdin.flush()
+    to.write(f'{kind}\n')
+    to.flush()
     reply = answer()
     return reply['images'], reply['seconds']
 
@@ -205,7 +208,7 @@ def rows(rates: dict[str, list[float]]) -> list[dict[str, Any]]:
   return table
 
 
-def shares(seconds: dict[str, float], total: float) -> dict[str, float]:
+def shares(seconds: Mapping[str, float], total: float) -> dict[str, float]:
   """Of the whole time, by stage; they add to 1."""
   known = {stage: seconds[stage] / total for stage in STAGES}
   return known | {REST: 1 - sum(known.values())}
@@ -252,7 +255,7 @@ def run(num_photos: int, batch_size: int, repeats: int, tf_python: str) -> dict[
 
 def stage_shares(source: tfds_images.TfdsSource, batch_size: int, repeats: int) -> dict[str, float]:
   """Of the training pipeline's time, over all passes but the first."""
-  staged = Staged(source, collections.Counter())
+  staged = Staged(source, collections.defaultdict(float))
   with training(staged, staged.augment, batch_size) as measure:
     measure()
     staged.seconds.clear()

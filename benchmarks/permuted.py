@@ -131,7 +131,7 @@ def run_all(names: list[str], *, quick: bool, processes: int) -> bool:
 def run(name: str, *, quick: bool, core: int | None) -> int:
   """Trains one run to its end, or goes on with it. Returns the exit code of training."""
   if core is not None and hasattr(os, 'sched_setaffinity'):
-    os.sched_setaffinity(0, {core % os.cpu_count()})
+    os.sched_setaffinity(0, {core % (os.cpu_count() or 1)})
   seed, model, order = name.split('-')
   config = placed_digits.get_config(','.join([model, *['permuted'] * (order == 'permuted')]))
   config.seed = int(seed)

@@ -36,8 +36,8 @@ def photo(seed: int) -> np.ndarray:
   for grain in TEXTURES:
     texture = random.normal(0, 9, (HEIGHT // grain + 1, WIDTH // grain + 1)).astype(np.float32)
     image += cv2.resize(texture, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)[..., None]
-  image = cv2.GaussianBlur(image, (0, 0), 0.7) + random.normal(0, 8, image.shape)
-  return np.rint(image).clip(0, 255).astype(np.uint8)
+  noisy = cv2.GaussianBlur(image, (0, 0), 0.7) + random.normal(0, 8, image.shape)
+  return np.rint(noisy).clip(0, 255).astype(np.uint8)
 
 
 def jpeg(image: np.ndarray) -> bytes:

@@ -40,7 +40,8 @@ EXPERIMENTS = [
   f'configs/{name}.py:{word}' for name in CONFIGS for word in importlib.import_module(f'configs.{name}').VARIANTS
 ]
 SMALL_EXPERIMENTS = [f'configs/{name}.py:debug' for name in CONFIGS]
-TRAINED_EXPERIMENTS = [f'configs/{name}.py:debug' for name in ('cifar10', 'digits', 'imagenet', 'images', 'placed_digits')]
+TRAINED_EXPERIMENTS = [
+  f'configs/{name}.py:debug' for name in ('cifar10', 'digits', 'imagenet', 'images', 'placed_digits')]
 LEAVES = {'b', 'w', 'scale', 'offset', 'latents', 'table'}
 
 

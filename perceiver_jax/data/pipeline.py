@@ -13,7 +13,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 
 import grain
 import numpy as np
@@ -36,7 +36,7 @@ _lock = threading.Lock()
 def train_batches(
     source: Source, spec: types.Spec, *, batch_size: int, seed: int, first_step: int = 0,
     augment: Augment | None = None, num_threads: int | None = None,
-) -> Iterator[types.Batch]:
+) -> Generator[types.Batch, None, None]:
   """Returns the endless batches of steps first_step, first_step + 1 ...; closing the iterator stops its threads.
 
   Args:
@@ -73,7 +73,7 @@ def train_batches(
 def eval_batches(
     source: Source, spec: types.Spec, *, batch_size: int, view: View = lambda example: example,
     num_threads: int | None = None,
-) -> Iterator[types.Batch]:
+) -> Generator[types.Batch, None, None]:
   """Returns one pass over the source in order; otherwise as `train_batches`.
 
   The last batch is filled up with zeros and mask 0, so all have the same shape. `view` takes the place of `augment`:
@@ -156,7 +156,7 @@ class _Reader:
 
 def _read_ahead(
     batch_at: Callable[[int], types.Batch], steps: range, num_threads: int | None,
-) -> Iterator[types.Batch]:
+) -> Generator[types.Batch, None, None]:
   """Yields batch_at(step) for each step in order, `num_threads` of them under way at a time.
 
   Threads, as OpenCV and file reads release the interpreter lock; a whole batch per thread, as Grain's own cost per
