@@ -22,6 +22,7 @@ import math
 import os
 import pathlib
 import queue
+import signal
 import subprocess
 import sys
 import time
@@ -54,7 +55,7 @@ def main() -> int:
   """Returns the exit code."""
   parser = argparse.ArgumentParser(description='Permuted images in small.')
   parser.add_argument('--quick', action='store_true', help='an eighth of the steps and one seed: about 10 minutes')
-  parser.add_argument('--processes', type=int, default=os.cpu_count(), help='runs at a time, each on a core of its own')
+  parser.add_argument('--processes', type=int, default=len(_cores()), help='runs at a time, each on a core of its own')
   parser.add_argument('--run', help=argparse.SUPPRESS)
   parser.add_argument('--core', type=int, help=argparse.SUPPRESS)
   arguments = parser.parse_args()
@@ -62,6 +63,7 @@ def main() -> int:
   if arguments.run:
     return run(arguments.run, quick=quick, core=arguments.core)
   seeds = SEEDS[:1] if quick else SEEDS
+  signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
   names = [f'{seed}-{model}-{order}' for seed, model, order in itertools.product(seeds, MODELS, ORDERS)]
   if not run_all(names, quick=quick, processes=max(1, arguments.processes)):
     return 1
@@ -101,7 +103,9 @@ def run_all(names: list[str], *, quick: bool, processes: int) -> bool:
     workdir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, '-m', 'benchmarks.permuted', f'--run={name}', f'--core={core}', *['--quick'] * quick]
     with (workdir / 'log.txt').open('a') as log:
-      started.append(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log))
+      # A GPU, if there is one, could not be shared by all of them.
+      environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+      started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
       code = started[-1].wait()
     cores.put(core)
     return code
@@ -130,8 +134,9 @@ def run_all(names: list[str], *, quick: bool, processes: int) -> bool:
 
 def run(name: str, *, quick: bool, core: int | None) -> int:
   """Trains one run to its end, or goes on with it. Returns the exit code of training."""
+  cores = _cores()
   if core is not None and hasattr(os, 'sched_setaffinity'):
-    os.sched_setaffinity(0, {core % (os.cpu_count() or 1)})
+    os.sched_setaffinity(0, {cores[core % len(cores)]})
   seed, model, order = name.split('-')
   config = placed_digits.get_config(','.join([model, *['permuted'] * (order == 'permuted')]))
   config.seed = int(seed)
@@ -140,6 +145,11 @@ def run(name: str, *, quick: bool, core: int | None) -> int:
     config.optimizer.warmup_steps //= QUICK
     config.eval.every_steps = config.checkpoint.every_steps = config.num_steps // 4
   return train(config, folder(name, quick), {'seed': config.seed, 'model': model, 'order': order})
+
+
+def _cores() -> list[int]:
+  """Those that this process may use; of systems other than Linux all."""
+  return sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else list(range(os.cpu_count() or 1))
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, what: dict[str, Any]) -> int:
