@@ -25,6 +25,7 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -96,17 +97,22 @@ def run_all(names: list[str], *, quick: bool, processes: int) -> bool:
   for core in range(processes):
     cores.put(core)
   started: list[subprocess.Popen] = []
+  is_stopping, starting = threading.Event(), threading.Lock()
 
-  def one(name: str) -> int:
+  def one(name: str) -> int | None:
     core = cores.get()
     workdir = folder(name, quick)
     workdir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, '-m', 'benchmarks.permuted', f'--run={name}', f'--core={core}', *['--quick'] * quick]
+    # A GPU, if there is one, could not be shared by all of them.
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
     with (workdir / 'log.txt').open('a') as log:
-      # A GPU, if there is one, could not be shared by all of them.
-      environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
-      started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
-      code = started[-1].wait()
+      with starting:  # a thread whose run ends takes up the next, perhaps just as all are told to stop
+        if is_stopping.is_set():
+          return None
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        started.append(process)
+      code = process.wait()
     cores.put(core)
     return code
 
@@ -125,9 +131,11 @@ def run_all(names: list[str], *, quick: bool, processes: int) -> bool:
     except (KeyboardInterrupt, RuntimeError) as stopped:
       for future in futures:
         future.cancel()
+      with starting:
+        is_stopping.set()
       for process in started:
         process.terminate()                 # they save, and end
-      print(f'{stopped or "Stopped."} The same command goes on from here.', file=sys.stderr)
+      print(f'{str(stopped) or "Stopped."} The same command goes on from here.', file=sys.stderr)
       return False
   return True
 

@@ -80,7 +80,7 @@ def _cell(study: Mapping[str, Any], model: str, order: str) -> str:
 
 def draw(study: Mapping[str, Any], path: pathlib.Path) -> None:
   """A row for each model: every seed a ring, the means joined, so that what falls is seen to fall."""
-  height, left = 132 + 58 * len(NAMES), 300
+  height, left = 132 + 58 * len(NAMES), 340
   budget = study['runs'][0]['examples']
   figure, _ = canvas.sheet(
     height, 'Every pixel moved to a fixed random place, with its position',

@@ -192,7 +192,10 @@ def _train(config: ConfigDict, workdir: str, profile_steps: int) -> int:
   task = _make_task(config)
   from perceiver_jax.training import loop
 
-  return loop.train(config, workdir, task, profile_steps=profile_steps)
+  exit_code = loop.train(config, workdir, task, profile_steps=profile_steps)
+  if names := _unreadable():
+    print(f'Records that could not be read, and counted for nothing: {names}', file=sys.stderr)
+  return exit_code
 
 
 def _evaluate_workdir(workdir: str, checkpoint: str, split: str, settings: dict[str, Any]) -> int:
@@ -243,12 +246,17 @@ def _with_settings(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:
 def _show_figures(values: dict[str, float]) -> int:
   for name, value in values.items():
     print(f'{name}: {value if isinstance(value, int) else format(value, ".6g")}')
+  if names := _unreadable():
+    raise UserError(f'these figures leave out what could not be read: {names}')
+  return 0
+
+
+def _unreadable() -> str:
+  """'2 (a.jpg, b.jpg)', or '' where everything could be read."""
   from perceiver_jax.data.pipeline import unreadable
 
-  if names := unreadable():
-    shown = ', '.join(names[:5]) + (' ...' if len(names) > 5 else '')
-    raise UserError(f'these figures leave out what could not be read: {len(names)} ({shown})')
-  return 0
+  names = unreadable()
+  return f'{len(names)} ({", ".join(names[:5])}{" ..." if len(names) > 5 else ""})' if names else ''
 
 
 def _make_task(config: ConfigDict) -> Task:

@@ -9,6 +9,7 @@ into a directory called incomplete.*, which gets its name when all is done: an i
 from __future__ import annotations
 
 import argparse
+import io
 import pathlib
 import shutil
 import sys
@@ -17,6 +18,7 @@ import tarfile
 from perceiver_jax.types import UserError
 
 TARS = ('ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar')
+END = bytes(2 * tarfile.BLOCKSIZE)          # of any tar
 NUM_RECORDS = {'train': 1_281_167, 'validation': 50_000}  # of imagenet2012
 
 
@@ -40,8 +42,8 @@ def build(name: str, data: pathlib.Path) -> pathlib.Path:
 
   try:
     builder = tfds.builder(name, data_dir=data, file_format='array_record')
-  except tfds.core.DatasetNotFoundError as error:
-    raise UserError(f'TFDS {tfds.__version__} has no data set {name!r}.') from error
+  except (ValueError, AssertionError, ImportError) as error:  # no such name, configuration or version; no such library
+    raise UserError(f'TFDS {tfds.__version__} has no data set {name!r}: {_first_line(error)}') from error
   directory = pathlib.Path(builder.data_path)
   if (directory / 'dataset_info.json').is_file():
     print(f'{directory} is there already.', file=sys.stderr)
@@ -52,10 +54,10 @@ def build(name: str, data: pathlib.Path) -> pathlib.Path:
     try:
       builder.download_and_prepare(download_dir=data / 'downloads', download_config=download_config)
     except (
-      OSError, tarfile.TarError, tfds.download.DownloadError,
+      OSError, AssertionError, tarfile.TarError, tfds.download.DownloadError,
       tfds.core.download.download_manager.NonMatchingChecksumError, tfds.core.download.extractor.ExtractError,
     ) as error:
-      raise UserError(f'{name} cannot be built: {type(error).__name__}: {error}') from error
+      raise UserError(f'{name} cannot be built: {type(error).__name__}: {str(error).strip()}') from error
   for split, info in builder.info.splits.items():
     print(f'{split}: {info.num_examples} records in {info.num_shards} files')
     if name == 'imagenet2012' and info.num_examples != NUM_RECORDS.get(split, info.num_examples):
@@ -70,11 +72,30 @@ def _check_tars(data: pathlib.Path) -> None:
     raise UserError(
       f'{" and ".join(missing)} must lie in {data}: register at https://image-net.org/download-images, put '
       f'{" and ".join(TARS)} there, and run\n  make imagenet DATA={data}')
+  for tar in TARS:
+    if not _is_whole(data / tar):
+      raise UserError(f'{data / tar} does not end as a tar does: it was not downloaded to its end, or is something '
+                      'else. Download it again.')
   # TFDS sorts through a copy of the pictures; as it is read, the result is written, so that both are one.
   wanted = round(1.1 * sum((data / tar).stat().st_size for tar in TARS))
   free = shutil.disk_usage(data).free
   if free < wanted:
     raise UserError(f'{data} has {free / 1e9:.0f} GB free; building needs {wanted / 1e9:.0f}, beside the tars.')
+
+
+def _is_whole(tar: pathlib.Path) -> bool:
+  """Whether it ends as every tar does. TFDS notices after an hour, or takes what there is for all of it."""
+  try:
+    with tar.open('rb') as file:
+      size = file.seek(0, io.SEEK_END)
+      file.seek(max(0, size - len(END)))
+      return size % tarfile.BLOCKSIZE == 0 and file.read() == END
+  except OSError as error:
+    raise UserError(f'{tar} cannot be read: {error.strerror}') from error
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _report_left_over(directory: pathlib.Path) -> None:

@@ -41,6 +41,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from ml_collections import ConfigDict
 
 from perceiver_jax.data.augmentation import CENTRAL_SHARE, augment_training, central_crop, resize
+from perceiver_jax.data.build import TARS
 from perceiver_jax.data.images import decode
 from perceiver_jax.data.source import Example, choose
 from perceiver_jax.data.tf_example import parse
@@ -51,6 +52,7 @@ MIN_DISTORTED = 64                          # px; RandAugment moves a picture by
 BORDER, GRAY = 4, 128                       # px, brightness: what a tiny picture is shifted in
 MAJOR_VERSIONS = {'imagenet2012': '5'}      # as the authors ask for; of other sets any version is read
 UNLABELLED = {'imagenet2012': 'test'}
+BLOCK = 2**16                               # bytes; an array_record file that was written to its end is of whole ones
 OTHER_FILES = 256                           # that a run has open beside the shards
 
 
@@ -78,8 +80,7 @@ class TfdsSource:
     return self.num_records
 
   def __getitem__(self, index: int) -> Example:
-    features = self._features(index, ('image', 'label'))
-    (data,), (label,) = features['image'], features['label']
+    data, label = self._features(index, {'image': bytes, 'label': int})
     if not 0 <= label < len(self.class_names):
       raise UserError(f'{self.name(index)} has the label {label}, of {len(self.class_names)} classes: '
                       f'is {self.split} a split without labels?')
@@ -92,22 +93,24 @@ class TfdsSource:
   def name(self, index: int) -> str:
     """The name of its file, where the set has kept it; else its place, as TFDS would write it: 'cifar10/train[17]'."""
     try:
-      (name,) = self._features(index, ('file_name',))['file_name']
+      (name,) = self._features(index, {'file_name': bytes})
       return str(name, 'utf-8')
     except ValueError:                      # also of a record that cannot be read, which needs a name most of all
       return f'{self.split}[{self.first + index}]'
 
-  def _features(self, index: int, names: tuple[str, ...]) -> dict[str, Any]:
+  def _features(self, index: int, kinds: dict[str, type]) -> list[Any]:
+    """The value of each; raises ValueError where there is not just one, of its kind."""
     if not 0 <= index < self.num_records:
       raise IndexError(f'{self.split} has {self.num_records} records here, and no {index}')
     try:
       record = self.records[self.first + index]
     except RuntimeError as error:           # a shard that was cut off, a flipped bit: array_record checks its sums
       raise ValueError(str(error).splitlines()[0]) from error
-    features = parse(record, names)
-    if len(features) < len(names):
-      raise ValueError(f'it lacks {" and ".join(sorted(set(names) - set(features)))}')
-    return features
+    features = parse(record, kinds)
+    lacking = [name for name, kind in kinds.items() if [type(value) for value in features.get(name, ())] != [kind]]
+    if lacking:
+      raise ValueError(f'it lacks {" and ".join(lacking)}, or has it in another form')
+    return [features[name][0] for name in kinds]
 
 
 def load(config: ConfigDict, split: str) -> TfdsSource:
@@ -126,7 +129,7 @@ def load(config: ConfigDict, split: str) -> TfdsSource:
     raise UserError(f'config.data.num_channels is {config.num_channels}; images have 1 (gray) or 3 (RGB).')
   if config.path is None:
     raise UserError('The data set tfds_images needs the directory of a TFDS set: '
-                    'set --config.data.path=DIR/imagenet2012.')
+                    f'set --config.data.path=DIR/imagenet2012. {_how_to_build(pathlib.Path("DIR/imagenet2012"))}')
   directory = _directory(pathlib.Path(config.path).expanduser())
   info = _read_info(directory)
   _check_features(directory)
@@ -172,23 +175,29 @@ def _directory(path: pathlib.Path) -> pathlib.Path:
   if (path / 'dataset_info.json').is_file():
     return path
   if not path.is_dir():
-    raise UserError(f'config.data.path: there is no directory {path}. {_how_to_build(path.name, path.parent)}')
+    raise UserError(f'config.data.path: there is no directory {path}. {_how_to_build(path)}')
   versions = sorted(each for each in path.iterdir()
                     if re.fullmatch(r'\d+\.\d+\.\d+', each.name) and (each / 'dataset_info.json').is_file())
   if len(versions) > 1:
     raise UserError(f'{path} holds {", ".join(each.name for each in versions)}: '
                     f'set --config.data.path to one of them, {versions[-1]} for example.')
   if not versions:
+    inside = sorted(each.parent.parent for each in path.glob('*/*/dataset_info.json'))
+    if inside:
+      raise UserError(f'config.data.path: {path} is not itself a data set of TFDS, but {inside[0]} inside it is one.')
     unfinished = ', '.join(sorted(each.name for each in path.glob('incomplete.*')))
     found = f'only what an interrupted build left: {unfinished}' if unfinished else 'no data set of TFDS'
-    raise UserError(f'config.data.path: in {path} there is {found}. {_how_to_build(path.name, path.parent)}')
+    built = path / 'imagenet2012' if any((path / tar).exists() for tar in TARS) else path
+    raise UserError(f'config.data.path: in {path} there is {found}. {_how_to_build(built)}')
   return versions[0]
 
 
-def _how_to_build(name: str, data: pathlib.Path) -> str:
-  """The command that makes DATA/NAME."""
-  named = '' if name == 'imagenet2012' else f' NAME={name}'
-  return f'To build it: make imagenet{named} DATA={data} (see docs/data.md)'
+def _how_to_build(path: pathlib.Path) -> str:
+  """What makes DATA/NAME."""
+  data = path.parent
+  if path.name == 'imagenet2012':
+    return f'To build it: put {" and ".join(TARS)} into {data}, then make imagenet DATA={data} (see docs/data.md)'
+  return f'To build it: make imagenet NAME={path.name} DATA={data} (see docs/data.md)'
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -202,17 +211,17 @@ def _read_info(directory: pathlib.Path) -> Info:
   """Raises UserError for another version or format than is read here."""
   info = _read_json(directory / 'dataset_info.json')
   try:
-    name, version, file_format = info['name'], info['version'], info.get('fileFormat', 'tfrecord')
+    name, version, file_format = str(info['name']), str(info['version']), info.get('fileFormat', 'tfrecord')
     shards = {split['name']: [int(length) for length in split['shardLengths']] for split in info['splits']}
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise UserError(f'{directory / "dataset_info.json"} is not one of TFDS: {error!r}.') from error
   major = MAJOR_VERSIONS.get(name)
   if major and version.partition('.')[0] != major:
     raise UserError(f'{directory} is version {version} of {name}; {major}.*.* is needed. '
-                    f'{_how_to_build(name, directory.parent.parent)}')
+                    f'{_how_to_build(directory.parent.parent / name)}')
   if file_format != 'array_record':
     raise UserError(f'{directory} is stored as {file_format}, which TensorFlow alone reads; array_record is needed. '
-                    f'{_how_to_build(name, pathlib.Path("ANOTHER_DIR"))}')
+                    f'{_how_to_build(pathlib.Path("ANOTHER_DIR") / name)}')
   return Info(name, shards, not info.get('disableShuffling'))
 
 
@@ -234,7 +243,7 @@ def _class_names(directory: pathlib.Path, num_classes: int) -> list[str]:
   path = directory / 'label.labels.txt'
   try:
     names = path.read_text().splitlines()
-  except OSError as error:
+  except (OSError, ValueError) as error:
     raise UserError(f'{path} cannot be read: {error}. Copy the directory again, whole.') from error
   if len(names) != num_classes:
     raise UserError(f'config.data.num_classes is {num_classes}, but {directory} has {len(names)} classes: '
@@ -244,9 +253,11 @@ def _class_names(directory: pathlib.Path, num_classes: int) -> list[str]:
 
 def _splits(directory: pathlib.Path, info: Info) -> dict[str, tuple[str, int, int]]:
   """{split: (the TFDS split it comes from, where it starts there, where it stops)}"""
-  sizes = {split: sum(lengths) for split, lengths in info.shards.items() if split != UNLABELLED.get(info.name)}
+  sizes = {split: sum(lengths) for split, lengths in info.shards.items()
+           if any(lengths) and split != UNLABELLED.get(info.name)}
   if 'train' not in sizes or not {'validation', 'test'} & set(sizes):
-    raise UserError(f'{directory} has the splits {", ".join(info.shards)}; it needs train, and validation or test.')
+    raise UserError(f'{directory} has the splits {", ".join(sizes) or "none"}; '
+                    'it needs train, and validation or test.')
   if {'validation', 'test'} <= set(sizes):
     return {split: (split, 0, sizes[split]) for split in ('train', 'validation', 'test')}
   if not info.is_mixed:
@@ -254,18 +265,35 @@ def _splits(directory: pathlib.Path, info: Info) -> dict[str, tuple[str, int, in
                     'no part of train can stand for the whole.')
   test = 'test' if 'test' in sizes else 'validation'
   num_held_out = min(MAX_HELD_OUT, sizes['train'] // 10)
+  if not num_held_out:
+    raise UserError(f'{directory} has no third split, and {sizes["train"]} records in train: '
+                    'it takes 10 to set a tenth of them aside.')
   return {'train': ('train', num_held_out, sizes['train']), 'validation': ('train', 0, num_held_out),
           'test': (test, 0, sizes[test])}
+
+
+def _size(path: pathlib.Path) -> int | None:
+  """Of a file [bytes], None where there is none."""
+  try:
+    return path.stat().st_size
+  except OSError:
+    return None
+
+
+def _refuse(directory: pathlib.Path, what: str, files: Sequence[str], num_files: int) -> None:
+  """Raises UserError where there are such files."""
+  if files:
+    others = f' and {len(files) - 1} more of its {num_files} files' if len(files) > 1 else ''
+    raise UserError(f'{directory} {what} {files[0]}{others}. Copy the directory again, whole.')
 
 
 def _open(directory: pathlib.Path, name: str, split: str, lengths: Sequence[int]) -> ArrayRecordDataSource:
   """All records of a TFDS split; no file is opened before a record of it is asked for."""
   files = [f'{name}-{split}.array_record-{shard:05}-of-{len(lengths):05}' for shard in range(len(lengths))]
-  present = {path.name for path in directory.iterdir()}
-  missing = [file for file in files if file not in present]
-  if missing:
-    others = f' and {len(missing) - 1} more of its {len(files)} files' if len(missing) > 1 else ''
-    raise UserError(f'{directory} lacks {missing[0]}{others}. Copy the directory again, whole.')
+  sizes = [_size(directory / file) for file in files]
+  _refuse(directory, 'lacks', [file for file, size in zip(files, sizes, strict=True) if size is None], len(files))
+  cut_off = [file for file, size in zip(files, sizes, strict=True) if not size or size % BLOCK]
+  _refuse(directory, 'has only a part of', cut_off, len(files))
   # A reader keeps its file open, and training visits them all: imagenet2012 has as many as a process may often open.
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   wanted = len(files) + OTHER_FILES

@@ -30,11 +30,12 @@ def test_a_run_ends_with_the_test_accuracy_of_its_last_step_and_of_those_before(
   assert len(set(result['accuracy'].values())) > 1
 
 
-def test_a_run_that_fails_is_named_with_its_log_and_ends_the_study(tmp_path, monkeypatch, capsys):
+def test_a_run_that_fails_is_named_with_its_log_and_ends_the_others(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(permuted, 'folder', lambda name, quick: tmp_path / name)
-  assert not permuted.run_all(['0-nonsense-raw'], quick=True, processes=1)
+  assert not permuted.run_all(['0-nonsense-raw', '0-io-raw'], quick=True, processes=1)
   captured = capsys.readouterr()
   assert '0-nonsense-raw ended with exit code 1' in captured.err and 'goes on from here' in captured.err
+  assert not (tmp_path / '0-io-raw/result.json').exists()
   assert "no variant 'nonsense'" in (tmp_path / '0-nonsense-raw/log.txt').read_text()
 
 

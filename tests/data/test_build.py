@@ -5,10 +5,11 @@ from __future__ import annotations
 import pathlib
 import subprocess
 import sys
+import tarfile
 
 import pytest
 
-from perceiver_jax.data.build import build
+from perceiver_jax.data.build import _is_whole, build
 from perceiver_jax.types import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -23,6 +24,30 @@ def test_missing_tars_are_asked_for_with_the_command(tmp_path, present, missing)
     build('imagenet2012', tmp_path)
   assert str(caught.value).startswith(f'{missing} must lie in {tmp_path}: register at https://image-net.org')
   assert str(caught.value).endswith(f'\n  make imagenet DATA={tmp_path}')
+
+
+@pytest.mark.parametrize('content', [
+  b'', b'<html>Log in</html>', bytes(1024)[:-1], bytes(1025), b'\xff' + bytes(1023), bytes(512)])
+def test_what_does_not_end_as_a_tar_does_is_refused_before_an_hour_is_spent_on_it(tmp_path, content):
+  (tmp_path / TRAIN).write_bytes(bytes(1024))
+  (tmp_path / VALIDATION).write_bytes(content)
+  with pytest.raises(UserError, match=rf'{VALIDATION} does not end as a tar does: .* Download it again\.'):
+    build('imagenet2012', tmp_path)
+
+
+def test_a_tar_that_python_wrote_is_whole_and_without_its_last_block_is_not(tmp_path):
+  for name in (TRAIN, VALIDATION):
+    with tarfile.open(tmp_path / name, 'w') as archive:
+      archive.add(ROOT / 'README.md', 'n01440764_1.JPEG')
+  assert _is_whole(tmp_path / TRAIN)
+  content = (tmp_path / TRAIN).read_bytes()
+  (tmp_path / TRAIN).write_bytes(content.rstrip(b'\0')[:-1])
+  assert not _is_whole(tmp_path / TRAIN)
+
+
+def test_a_tar_that_cannot_be_read_is_named(tmp_path):
+  with pytest.raises(UserError, match=r'nothing\.tar cannot be read: No such file'):
+    _is_whole(tmp_path / 'nothing.tar')
 
 
 def test_a_disk_that_is_too_small_is_found_out_at_once(tmp_path):

@@ -19,7 +19,7 @@ from array_record.python import array_record_module
 from ml_collections import ConfigDict
 from PIL import Image
 
-from perceiver_jax import config_file
+from perceiver_jax import commands
 from perceiver_jax.data import augmentation, pipeline, tfds_images
 from perceiver_jax.data.order import generator, order
 from perceiver_jax.types import Field, UserError
@@ -170,7 +170,7 @@ def test_a_rotation_noted_by_a_camera_is_not_applied(tmp_path):
   exif, file = Image.Exif(), io.BytesIO()
   exif[0x112] = 6  # a quarter turn
   Image.fromarray(_pixels(0)).save(file, 'JPEG', exif=exif)
-  records = [_record(image=file.getvalue(), label=0)]
+  records = [_record(image=file.getvalue(), label=0)] * 10
   path = _write(tmp_path / 'pets' / '1.0.0', {'train': [records], 'test': [records]})
   source = tfds_images.load(_config(path), 'test')
   assert source[0]['image'].shape == _pixels(0).shape
@@ -280,13 +280,13 @@ def test_without_a_view_the_pipeline_says_what_is_wrong(imagenet):
     list(pipeline.eval_batches(_sources(imagenet)['test'], SPEC, batch_size=8))
 
 
-def test_a_flipped_bit_costs_one_record_and_a_shard_that_was_cut_off_its_own(tmp_path):
+def test_a_flipped_bit_costs_one_record_and_a_damaged_index_those_of_its_shard(tmp_path):
   directory = _imagenet(tmp_path) / '5.1.0'
   first, _, third = sorted(directory.glob('*train*'))
   content = bytearray(first.read_bytes())
   content[content.index(b'train_4.JPEG') + 200] ^= 1
   first.write_bytes(content)
-  third.write_bytes(third.read_bytes()[:50_000])
+  third.write_bytes(third.read_bytes()[:-2**16] + bytes(2**16))
   source = _sources(directory)['train']
   mask = np.concatenate([batch['mask'] for batch in pipeline.eval_batches(
     source, SPEC, batch_size=9, view=tfds_images.view)])
@@ -296,14 +296,13 @@ def test_a_flipped_bit_costs_one_record_and_a_shard_that_was_cut_off_its_own(tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize('experiment', ['configs/imagenet.py:debug', 'configs/cifar10.py:debug'])
-def test_a_config_trains_on_such_a_set_to_its_end(imagenet, tmp_path, experiment):
-  from perceiver_jax.tasks import image_classification
-  from perceiver_jax.training import loop
-
-  config = config_file.load(experiment)
-  config.update_from_flattened_dict({
-    'num_steps': 6, 'batch_size': 8, 'eval.batch_size': 8, 'data.path': str(imagenet), 'data.num_classes': 2})
-  assert loop.train(config, str(tmp_path / 'run'), image_classification.make(config)) == 0
+def test_a_config_trains_on_such_a_set_to_its_end_and_names_what_it_could_not_read(
+    imagenet, tmp_path, capsys, experiment):
+  settings = {
+    'num_steps': 6, 'batch_size': 8, 'eval.batch_size': 8, 'data.path': imagenet, 'data.num_classes': 2}
+  command = ['train.py', f'--config={experiment}', f'--workdir={tmp_path / "run"}']
+  assert commands.train([*command, *(f'--config.{key}={value}' for key, value in settings.items())]) == 0
+  assert 'could not be read, and counted for nothing: ' in capsys.readouterr().err
   last = json.loads((tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()[-1])
   assert last['step'] == 6 and np.isfinite(last['test/loss']) and 0 <= last['test/accuracy'] <= 1
 
@@ -344,17 +343,29 @@ def _error(config: ConfigDict, split: str = 'train') -> str:
 
 
 def test_a_path_that_is_not_set_or_does_not_exist_is_asked_for(tmp_path):
-  assert 'set --config.data.path=DIR/imagenet2012' in _error(_config(None))
+  tars = 'put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into'
+  message = _error(_config(None))
+  assert f'set --config.data.path=DIR/imagenet2012. To build it: {tars} DIR, then make imagenet DATA=DIR ' in message
   message = _error(_config(tmp_path / 'imagenet2012'))
-  assert f'there is no directory {tmp_path / "imagenet2012"}. To build it: make imagenet DATA={tmp_path} ' in message
+  assert f'there is no directory {tmp_path / "imagenet2012"}. To build it: {tars} {tmp_path}' in message
+  assert f', then make imagenet DATA={tmp_path} (see docs/data.md)' in message
   assert f'make imagenet NAME=cifar10 DATA={tmp_path} ' in _error(_config(tmp_path / 'cifar10'))
+
+
+def test_the_directory_around_a_set_and_that_of_the_tars_are_told_apart(tmp_path):
+  path = _small(tmp_path)
+  assert f'{tmp_path} is not itself a data set of TFDS, but {path} inside it is one' in _error(_config(tmp_path))
+  (tmp_path / 'downloads').mkdir()
+  (tmp_path / 'downloads' / 'ILSVRC2012_img_val.tar').touch()
+  message = _error(_config(tmp_path / 'downloads'))
+  assert f'then make imagenet DATA={tmp_path / "downloads"} ' in message
 
 
 def test_what_an_interrupted_build_left_is_no_data_set(tmp_path):
   directory = _imagenet(tmp_path)
   (directory / '5.1.0').rename(directory / 'incomplete.AB12CD_5.1.0')
   message = _error(_config(directory))
-  assert 'only what an interrupted build left: incomplete.AB12CD_5.1.0. To build it: make imagenet' in message
+  assert 'only what an interrupted build left: incomplete.AB12CD_5.1.0. To build it: put ' in message
   (tmp_path / 'cifar10').mkdir()
   assert f'in {tmp_path / "cifar10"} there is no data set of TFDS' in _error(_config(tmp_path / 'cifar10'))
 
@@ -367,7 +378,7 @@ def test_of_two_versions_one_is_to_be_chosen(tmp_path):
 
 def test_another_version_of_imagenet_is_refused_and_of_other_sets_is_not(tmp_path):
   message = _error(_config(_imagenet(tmp_path, version='2.0.1')))
-  assert 'is version 2.0.1 of imagenet2012; 5.*.* is needed. To build it: make imagenet DATA=' in message
+  assert 'is version 2.0.1 of imagenet2012; 5.*.* is needed. To build it: put ' in message
   assert len(tfds_images.load(_config(_small(tmp_path, version='2.0.1')), 'test')) == 10
 
 
@@ -397,6 +408,24 @@ def test_missing_files_are_named(tmp_path):
   assert len(tfds_images.load(_config(directory), 'test')) == 7
 
 
+@pytest.mark.parametrize('size', [0, 50_000, 2**16 + 1, -4096])
+def test_a_file_that_was_cut_off_is_named_before_training(tmp_path, size):
+  directory = _imagenet(tmp_path) / '5.1.0'
+  shard = sorted(directory.glob('*train*'))[2]
+  shard.write_bytes(shard.read_bytes()[:size])
+  assert _error(_config(directory)) == (
+    f'{directory} has only a part of imagenet2012-train.array_record-00002-of-00003. Copy the directory again, whole.')
+  assert len(tfds_images.load(_config(directory), 'test')) == 7
+
+
+def test_a_link_to_a_file_that_is_gone_is_a_missing_file(tmp_path):
+  directory = _imagenet(tmp_path) / '5.1.0'
+  shard = sorted(directory.glob('*train*'))[1]
+  shard.unlink()
+  shard.symlink_to('gone')
+  assert f'lacks {shard.name}. Copy' in _error(_config(directory))
+
+
 @pytest.mark.parametrize('name', ['dataset_info.json', 'features.json', 'label.labels.txt'])
 def test_a_description_that_is_missing_or_broken_is_named(tmp_path, name):
   directory = _small(tmp_path) / '3.0.2'
@@ -405,6 +434,8 @@ def test_a_description_that_is_missing_or_broken_is_named(tmp_path, name):
   assert name in message or (name == 'label.labels.txt' and 'has 1 classes' in message)
   if name != 'dataset_info.json':
     (directory / name).unlink()
+    assert f'{directory / name} cannot be read' in _error(_config(directory))
+    (directory / name).write_bytes(b'\xff\xfe')
     assert f'{directory / name} cannot be read' in _error(_config(directory))
   else:
     (directory / name).write_text('{')
@@ -416,11 +447,33 @@ def test_another_number_of_classes_is_named(tmp_path):
 
 
 def test_a_label_that_is_no_class_is_named(tmp_path):
-  records = [_record(image=_jpeg(0), label=2)]
+  records = [_record(image=_jpeg(0), label=2)] * 10
   path = _write(tmp_path / 'pets' / '1.0.0', {'train': [records], 'test': [records]})
   source = tfds_images.load(_config(path), 'test')
   with pytest.raises(UserError, match=r'pets/test\[0\] has the label 2, of 2 classes'):
     source[0]
+
+
+@pytest.mark.parametrize('features, lacking', [
+  ({'image': _jpeg(0)}, 'label'), ({'image': _jpeg(0), 'label': b'1'}, 'label'), ({'image': 1, 'label': 1}, 'image'),
+  ({}, 'image and label')])
+def test_a_record_without_what_it_should_have_counts_for_nothing(tmp_path, features, lacking):
+  path = _small(tmp_path)
+  odd, whole = _record(file_name=7, **features), _record(image=_jpeg(0), label=1)
+  shutil.rmtree(path)
+  source = _sources(_write(path / '3.0.2', {'train': [[whole] * 10], 'test': [[whole, odd]]}))['test']
+  batch, = pipeline.eval_batches(source, SPEC, batch_size=2, view=tfds_images.view)
+  assert batch['mask'].tolist() == [1, 0] and 'cifar10/test[1]' in pipeline.unreadable()
+  with pytest.raises(ValueError, match=f'it lacks {lacking}, or has it in another form'):
+    source[1]
+
+
+def test_a_split_without_records_does_not_count_and_nine_are_too_few_to_share(tmp_path):
+  records = [_record(image=_jpeg(0), label=0)] * 9
+  path = _write(tmp_path / 'one' / '1.0.0', {'train': [records], 'test': [records], 'validation': [[]]})
+  assert 'has no third split, and 9 records in train: it takes 10' in _error(_config(path))
+  path = _write(tmp_path / 'two' / '1.0.0', {'train': [], 'test': [records]})
+  assert 'has the splits test; it needs train' in _error(_config(path))
 
 
 def test_a_set_that_cannot_be_split_says_why(tmp_path):

@@ -153,10 +153,11 @@ def test_a_set_that_is_built_is_not_built_again(data, tmp_path):
   assert {path: path.stat().st_mtime_ns for path in (tmp_path / 'imagenet2012').rglob('*')} == before
 
 
-def test_a_tar_that_was_cut_off_leaves_nothing_behind(tmp_path):
+def test_a_tar_of_which_a_part_is_missing_leaves_nothing_behind(tmp_path):
   _write_tars(tmp_path)
   tar = tmp_path / 'ILSVRC2012_img_train.tar'
-  tar.write_bytes(tar.read_bytes()[:70_000])
+  content = tar.read_bytes()
+  tar.write_bytes(content[:70_000] + content[80_752:])
   done = _build(tmp_path, f'--data={tmp_path}')
   assert done.returncode == 1 and 'error: imagenet2012 cannot be built: ' in done.stderr
   assert list((tmp_path / 'imagenet2012').iterdir()) == []
@@ -180,9 +181,11 @@ def test_a_killed_build_does_not_look_finished_and_the_next_one_succeeds(tmp_pat
   assert len(tfds_images.load(_config(directory), 'test')) == NUM_VALIDATION
 
 
-def test_an_unknown_set_is_named(tmp_path):
-  done = _build(tmp_path, '--name=cifar11', f'--data={tmp_path}')
-  assert done.returncode == 1 and "has no data set 'cifar11'" in done.stderr and 'Traceback' not in done.stderr
+@pytest.mark.parametrize('name', ['cifar11', '../cifar10', 'imagenette/tiny', 'cifar10:9.9.9'])
+def test_an_unknown_set_configuration_or_version_is_named(tmp_path, name):
+  done = _build(tmp_path, f'--name={name}', f'--data={tmp_path}')
+  assert done.returncode == 1 and f'has no data set {name!r}: ' in done.stderr and 'Traceback' not in done.stderr
+  assert [path.name for path in tmp_path.iterdir()] == ['site']
 
 
 # The archive that stands in for CIFAR's has another checksum, which TFDS is told to pass over.
