@@ -45,7 +45,7 @@ def _imported_modules(path: pathlib.Path) -> set[str]:
       names |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom) and not node.level:
       names.add(node.module)
-  return {name.partition('.')[0] for name in names} - sys.stdlib_module_names - {*PACKAGES, 'tests', 'conftest'}
+  return {name.partition('.')[0] for name in names} - sys.stdlib_module_names - {*PACKAGES, 'benchmarks', 'tests', 'conftest'}
 
 
 def _imported_distributions(*places: str) -> dict[str, str]:
