@@ -45,7 +45,8 @@ def _imported_modules(path: pathlib.Path) -> set[str]:
       names |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom) and not node.level:
       names.add(node.module)
-  return {name.partition('.')[0] for name in names} - sys.stdlib_module_names - {*PACKAGES, 'benchmarks', 'tests', 'conftest'}
+  ours = {*PACKAGES, 'benchmarks', 'tests', 'conftest'}
+  return {name.partition('.')[0] for name in names} - sys.stdlib_module_names - ours
 
 
 def _imported_distributions(*places: str) -> dict[str, str]:
