@@ -22,7 +22,7 @@ help:  ## this list
 digits: .venv/.requirements  ## train Perceiver IO on handwritten digits into runs/digits (ARGS='--config.seed=1')
 	$(BIN)/python train.py --config=configs/digits.py --workdir=runs/digits $(ARGS)
 
-permuted: .venv/.requirements  ## train five kinds of models on raw and on permuted images: an hour (ARGS=--quick: 10 minutes)
+permuted: .venv/.requirements  ## train five kinds of models on raw and on permuted images: an hour (ARGS=--quick: 7 minutes)
 	$(BIN)/python -m benchmarks.permuted $(ARGS)
 
 imagenet:  ## build ImageNet for training in DATA=DIR, from its two tars there (NAME=cifar10); see docs/data.md

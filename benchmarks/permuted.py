@@ -7,8 +7,8 @@ Trains configs/placed_digits.py, seven models x raw and permuted pixels x three 
   README.md                          the table, between its <!-- permuted --> marks
 
 A run has a workdir of its own below runs/permuted and is resumed where it was left; one that has finished is not
-repeated. Ctrl-C stops, and the same command goes on. `--quick` trains an eighth as long with one seed, and leaves the
-three files alone: what it finds stands in runs/permuted-quick.
+repeated. Ctrl-C stops, and the same command goes on. `--quick` trains an eighth as long with one seed, too short for
+Perceiver IO to learn, and leaves the three files alone: what it finds stands in runs/permuted-quick.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ PACKAGES = ('jax', 'jaxlib', 'dm-haiku', 'optax', 'numpy', 'scikit-learn')
 def main() -> int:
   """Returns the exit code."""
   parser = argparse.ArgumentParser(description='Permuted images in small.')
-  parser.add_argument('--quick', action='store_true', help='an eighth of the steps and one seed: about 10 minutes')
+  parser.add_argument('--quick', action='store_true', help='an eighth of the steps and one seed: 7 minutes')
   parser.add_argument('--processes', type=int, default=len(_cores()), help='runs at a time, each on a core of its own')
   parser.add_argument('--run', help=argparse.SUPPRESS)
   parser.add_argument('--core', type=int, help=argparse.SUPPRESS)
