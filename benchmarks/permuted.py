@@ -35,9 +35,9 @@ from ml_collections import ConfigDict
 from benchmarks import permuted_report, record
 from configs import placed_digits
 from perceiver_jax.tasks import image_classification
-from perceiver_jax.training import loop
+from perceiver_jax.training import loop, parallel
 from perceiver_jax.training.checkpoint import Checkpoints
-from perceiver_jax.training.evaluate import evaluate_weights
+from perceiver_jax.training.evaluate import evaluate
 from perceiver_jax.training.experiment import build
 from perceiver_jax.training.step import averaged
 from perceiver_jax.types import Task
@@ -100,6 +100,7 @@ def run_all(names: list[str], *, quick: bool, processes: int) -> bool:
   is_stopping, starting = threading.Event(), threading.Lock()
 
   def one(name: str) -> int | None:
+    """Runs one in a process; its exit code, None where it was not begun as all are to stop."""
     core = cores.get()
     workdir = folder(name, quick)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -174,14 +175,17 @@ def measure(config: ConfigDict, task: Task, workdir: pathlib.Path) -> dict[str, 
 
   By the parameters after that share of the steps, not by those of the best checkpoint: nothing is chosen.
   """
-  template = jax.eval_shape(build(config, task).init)
+  experiment = build(config, task)
+  template = jax.eval_shape(experiment.init)
   accuracy = {}
   with Checkpoints(
       str(workdir / 'checkpoints'), keep_last=config.checkpoint.keep_last,
       best_metric=config.checkpoint.best_metric) as checkpoints:
     for share in SHARES:
       state, _ = checkpoints.restore(int(share * config.num_steps), template)
-      figures = evaluate_weights(config, averaged(state), state.state, task, split='test')
+      params, model_state = parallel.replicate((averaged(state), state.state))
+      figures = evaluate(task, experiment, params, model_state, 'test', batch_size=config.eval.batch_size)
+      assert figures is not None            # nothing interrupts it
       accuracy[f'{share:.0%}'] = figures['test/accuracy']
   parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(template.params))
   return {'parameters': parameters, 'examples': config.num_steps * config.batch_size, 'accuracy': accuracy}
