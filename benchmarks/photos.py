@@ -49,8 +49,9 @@ def write_set(directory: pathlib.Path, files: list[bytes]) -> None:
   """Writes a set of one class into a new directory: `train`, and `test`, which is the same; `validation` has one."""
   directory.mkdir(parents=True)
   path = {split: directory / f'photos-{split}.array_record-00000-of-00001' for split in SPLITS}
-  _write_records(path['train'], files)
-  _write_records(path['validation'], files[:1])
+  records = [example(image=data, label=0, file_name=b'photo_%d.JPEG' % i) for i, data in enumerate(files)]
+  write_records(path['train'], records)
+  write_records(path['validation'], records[:1])
   shutil.copy(path['train'], path['test'])
   sizes = [{'name': split, 'shardLengths': ['1' if split == 'validation' else str(len(files))]} for split in SPLITS]
   kinds = {'image': 'Image', 'label': 'ClassLabel', 'file_name': 'Text'}
@@ -61,15 +62,15 @@ def write_set(directory: pathlib.Path, files: list[bytes]) -> None:
   (directory / 'label.labels.txt').write_text('photo\n')
 
 
-def _write_records(path: pathlib.Path, files: list[bytes]) -> None:
-  # One record a group, as TFDS has it: each can be read without its neighbours.
+def write_records(path: pathlib.Path, records: list[bytes]) -> None:
+  """Writes an array_record file, one record a group, as TFDS has it: each can be read without its neighbours."""
   writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
-  for i, data in enumerate(files):
-    writer.write(_example(image=data, label=0, file_name=b'photo_%d.JPEG' % i))
+  for record in records:
+    writer.write(record)
   writer.close()
 
 
-def _example(**features: bytes | int) -> bytes:
+def example(**features: bytes | int) -> bytes:
   """A tf.train.Example, integers being 0 to 127: see perceiver_jax/data/tf_example.py."""
   entries = b''
   for name, value in features.items():

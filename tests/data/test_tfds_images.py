@@ -15,10 +15,10 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from array_record.python import array_record_module
 from ml_collections import ConfigDict
 from PIL import Image
 
+from benchmarks.photos import example, write_records
 from perceiver_jax import commands
 from perceiver_jax.data import augmentation, pipeline, tfds_images
 from perceiver_jax.data.order import generator, order
@@ -31,23 +31,6 @@ KINDS = {'image': 'image_feature.Image', 'label': 'class_label_feature.ClassLabe
 
 
 # Writing
-
-
-def _field(number: int, content: bytes) -> bytes:
-  size, length = len(content), b''
-  while size > 127:
-    length += bytes([size & 127 | 128])
-    size >>= 7
-  return bytes([number << 3 | 2]) + length + bytes([size]) + content
-
-
-def _record(**features: bytes | int) -> bytes:
-  """A tf.train.Example; integers from 0 to 127."""
-  entries = b''
-  for name, value in features.items():
-    kind, content = (1, value) if isinstance(value, bytes) else (3, bytes([value]))
-    entries += _field(1, _field(1, name.encode()) + _field(2, _field(kind, _field(1, content))))
-  return _field(1, entries)
 
 
 def _pixels(seed: int) -> np.ndarray:
@@ -70,11 +53,7 @@ def _write(directory: pathlib.Path, splits: dict[str, list[list[bytes]]], kinds=
   name = directory.parent.name
   for split, shards in splits.items():
     for i, records in enumerate(shards):
-      path = directory / f'{name}-{split}.array_record-{i:05}-of-{len(shards):05}'
-      writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
-      for record in records:
-        writer.write(record)
-      writer.close()
+      write_records(directory / f'{name}-{split}.array_record-{i:05}-of-{len(shards):05}', records)
   features = {key: {'pythonClassName': f'tensorflow_datasets.core.features.{kind}'} for key, kind in kinds.items()}
   (directory / 'features.json').write_text(json.dumps({'featuresDict': {'features': features}}))
   sizes = [{'name': split, 'shardLengths': [str(len(records)) for records in shards],
@@ -87,18 +66,18 @@ def _write(directory: pathlib.Path, splits: dict[str, list[list[bytes]]], kinds=
 
 def _imagenet(root: pathlib.Path, **changes) -> pathlib.Path:
   """30 pictures for training in 3 uneven shards, 7 for validation, among them a gray, a CMYK and a broken one."""
-  train = [_record(file_name=b'train_%d.JPEG' % i, image=_jpeg(i), label=i % 2) for i in range(30)]
+  train = [example(file_name=b'train_%d.JPEG' % i, image=_jpeg(i), label=i % 2) for i in range(30)]
   modes, held_out = {GRAY: 'L', CMYK: 'CMYK'}, []
   for i in range(7):
     jpeg = _jpeg(40 + i, modes.get(i, 'RGB'))
-    held_out.append(_record(file_name=b'val_%d.JPEG' % i, image=jpeg[:40] if i == BROKEN else jpeg, label=i % 2))
+    held_out.append(example(file_name=b'val_%d.JPEG' % i, image=jpeg[:40] if i == BROKEN else jpeg, label=i % 2))
   splits = {'train': [train[:13], train[13:14], train[14:]], 'validation': [held_out[:2], held_out[2:]]}
   return _write(root / 'imagenet2012' / '5.1.0', splits, **changes)
 
 
 def _small(root: pathlib.Path, splits=None, **changes) -> pathlib.Path:
   """A set without names of files, ten records a split."""
-  records = [_record(id=b'train_0', image=_jpeg(i), label=i % 2) for i in range(10)]
+  records = [example(id=b'train_0', image=_jpeg(i), label=i % 2) for i in range(10)]
   splits = {split: [records] for split in splits or ('train', 'test')}
   return _write(root / 'cifar10' / '3.0.2', splits, **changes)
 
@@ -170,7 +149,7 @@ def test_a_rotation_noted_by_a_camera_is_not_applied(tmp_path):
   exif, file = Image.Exif(), io.BytesIO()
   exif[0x112] = 6  # a quarter turn
   Image.fromarray(_pixels(0)).save(file, 'JPEG', exif=exif)
-  records = [_record(image=file.getvalue(), label=0)] * 10
+  records = [example(image=file.getvalue(), label=0)] * 10
   path = _write(tmp_path / 'pets' / '1.0.0', {'train': [records], 'test': [records]})
   source = tfds_images.load(_config(path), 'test')
   assert source[0]['image'].shape == _pixels(0).shape
@@ -190,7 +169,7 @@ def test_a_third_split_is_taken_from_train_only_where_the_set_has_none(tmp_path,
 
 
 def test_imagenets_own_test_split_which_has_no_labels_is_left_alone(tmp_path):
-  records = [_record(file_name=b'0', image=_jpeg(0), label=0)] * 10
+  records = [example(file_name=b'0', image=_jpeg(0), label=0)] * 10
   path = _write(tmp_path / 'imagenet2012' / '5.1.0', {split: [records] for split in ('train', 'validation', 'test')})
   assert _sources(path)['test'].split == 'imagenet2012/validation'
 
@@ -324,7 +303,7 @@ tfds_images.load(config, 'train')
 
 @pytest.mark.slow
 def test_a_hundred_files_are_read_without_tensorflow_where_a_process_opens_64(tmp_path):
-  records = [_record(image=_jpeg(0), label=0), _record(image=_jpeg(1), label=1)]
+  records = [example(image=_jpeg(0), label=0), example(image=_jpeg(1), label=1)]
   path = _write(tmp_path / 'cifar10' / '3.0.2', {'train': [records] * 100, 'test': [records]})
   command, environment = [sys.executable, '-c', PROGRAM, str(path)], {**os.environ, 'PYTHONPATH': os.getcwd()}
   done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
@@ -447,7 +426,7 @@ def test_another_number_of_classes_is_named(tmp_path):
 
 
 def test_a_label_that_is_no_class_is_named(tmp_path):
-  records = [_record(image=_jpeg(0), label=2)] * 10
+  records = [example(image=_jpeg(0), label=2)] * 10
   path = _write(tmp_path / 'pets' / '1.0.0', {'train': [records], 'test': [records]})
   source = tfds_images.load(_config(path), 'test')
   with pytest.raises(UserError, match=r'pets/test\[0\] has the label 2, of 2 classes'):
@@ -459,7 +438,7 @@ def test_a_label_that_is_no_class_is_named(tmp_path):
   ({}, 'image and label')])
 def test_a_record_without_what_it_should_have_counts_for_nothing(tmp_path, features, lacking):
   path = _small(tmp_path)
-  odd, whole = _record(file_name=7, **features), _record(image=_jpeg(0), label=1)
+  odd, whole = example(file_name=7, **features), example(image=_jpeg(0), label=1)
   shutil.rmtree(path)
   source = _sources(_write(path / '3.0.2', {'train': [[whole] * 10], 'test': [[whole, odd]]}))['test']
   batch, = pipeline.eval_batches(source, SPEC, batch_size=2, view=tfds_images.view)
@@ -469,7 +448,7 @@ def test_a_record_without_what_it_should_have_counts_for_nothing(tmp_path, featu
 
 
 def test_a_split_without_records_does_not_count_and_nine_are_too_few_to_share(tmp_path):
-  records = [_record(image=_jpeg(0), label=0)] * 9
+  records = [example(image=_jpeg(0), label=0)] * 9
   path = _write(tmp_path / 'one' / '1.0.0', {'train': [records], 'test': [records], 'validation': [[]]})
   assert 'has no third split, and 9 records in train: it takes 10' in _error(_config(path))
   path = _write(tmp_path / 'two' / '1.0.0', {'train': [], 'test': [records]})
