@@ -63,3 +63,14 @@ def no_unreadable_records():
   """Lets each test begin as a process does, which has met no record that it could not read."""
   if pipeline := sys.modules.get('perceiver_jax.data.pipeline'):
     pipeline._unreadable.clear()
+
+
+@pytest.fixture(scope='module')
+def quick_compilation():
+  """For modules in which nothing is run often enough to be worth optimizing."""
+  import jax
+
+  before = jax.config.read('jax_disable_most_optimizations')
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', before)

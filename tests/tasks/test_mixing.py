@@ -19,17 +19,10 @@ from perceiver_jax.types import AXIS, UserError
 from tests.core.test_attention import compiled, randomise
 from tests.tasks.tiny import read_config
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 BATCH_SIZE, PEAK_LR = 16, 0.05
 SMALL_BASELINES = ('resnet20', 'vit', 'transformer')
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Nothing here is run often enough to be worth optimizing."""
-  before = jax.config.read('jax_disable_most_optimizations')
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
 
 
 def _config(**changes):

@@ -22,6 +22,8 @@ from perceiver_jax.training import parallel
 from perceiver_jax.training.experiment import build
 from perceiver_jax.types import UserError
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BATCH_SIZE, NUM_STEPS, PEAK_LR = 32, 3, 0.05
 
@@ -102,15 +104,6 @@ def _on(num_devices: int, out: pathlib.Path, *micro_batches: int) -> dict[int, d
   assert done.returncode == 0, done.stderr
   assert done.stdout.split() == [str(num_devices)]
   return {number: dict(np.load(f'{out}.{number}.npz')) for number in micro_batches}
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """Nothing here is run often enough to be worth optimizing."""
-  before = jax.config.read('jax_disable_most_optimizations')
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
 
 
 @pytest.fixture(scope='module')
