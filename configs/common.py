@@ -30,6 +30,8 @@ def training() -> ConfigDict:
   config.batch_size = 1024                 # examples per update, over all devices
   config.micro_batches = 1                 # parts a batch is split into where it does not fit in memory; ours
   config.precision = 'params=float32,compute=float32,output=float32'  # a jmp policy; ours
+  config.attention = 'auto'                # or dense, factored, chunked: how cross-attends are computed; ours
+  config.remat = 'dots'                    # or none, layers: what the backward pass computes again; ours
   config.init_from = placeholder(str)      # workdir of a run, or converted weights, to start from
   config.ema_decay = placeholder(float)    # per step, of an average of the parameters to evaluate; the papers have none
   config.label_smoothing = 0.1             # probability spread over all classes [code]

@@ -23,7 +23,7 @@ def get_config(variant: str = '') -> ConfigDict:
   words = common.words(variant, VARIANTS)
   config = common.get_config()
   # Every number here is ours.
-  config.update({'num_steps': 1_600, 'batch_size': 64, 'ema_decay': 0.99})
+  config.update({'num_steps': 1_600, 'batch_size': 64, 'ema_decay': 0.99, 'remat': 'none'})
   config.optimizer.update({
     'name': 'adamw', 'peak_lr': 2e-3, 'schedule': 'warmup_cosine', 'warmup_steps': 100,
     'weight_decay': 0.05, 'max_norm': 1.0,

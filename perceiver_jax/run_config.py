@@ -30,6 +30,8 @@ _LATER: tuple[tuple[str, str, Any], ...] = (
   ('data.permutation', 'data.mixing', 'none'),
   ('optimizer.schedule', 'optimizer.constant_share', 0.5),
   ('model.position.kind', 'model.position.init_scale', 0.02),
+  ('precision', 'attention', 'dense'),
+  ('precision', 'remat', 'none'),
 )
 
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import haiku as hk
-import jax
 import jax.numpy as jnp
 
-from perceiver_jax.core.input_array import InputArray, dense
-from perceiver_jax.core.position_encoding import fourier_grid
+from perceiver_jax.core.input_array import InputArray
+from perceiver_jax.core.position_encoding import FourierGrid, fourier_grid
 from perceiver_jax.types import Array, UserError
 
 
@@ -57,6 +56,14 @@ def flow_inputs(
   return InputArray(hk.Linear(num_channels, name='stem')(features), positions)
 
 
-def flow_query(inputs: InputArray, num_pixels: int) -> jax.Array:
-  """[B, O, Q]: of every pixel of the first frame its input element, features and position: it asks where it went."""
-  return jnp.asarray(dense(inputs))[:, :num_pixels]
+def flow_query(inputs: InputArray, num_pixels: int) -> InputArray:
+  """Of every pixel of the first frame its input element, features and position: it asks where it went.
+
+  Whether the element counts as an input does not matter. `inputs` are those of `flow_inputs`.
+  """
+  features, positions = inputs.features, inputs.positions
+  if features.shape[1] > num_pixels and isinstance(positions, FourierGrid):
+    (first, *coordinates), (sines, *other_sines), (cosines, *other_cosines) = positions[:3]
+    positions = FourierGrid(
+      (first[:1], *coordinates), (sines[:1], *other_sines), (cosines[:1], *other_cosines), positions.order)
+  return InputArray(features[:, :num_pixels], positions)

@@ -9,30 +9,28 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from perceiver_jax.adapters.query import padded_query
-from perceiver_jax.core.input_array import InputArray, dense
+from perceiver_jax.core.input_array import InputArray, Pack, dense, size
 from perceiver_jax.core.position_encoding import LearnedTable
 from perceiver_jax.types import Array, UserError
 
 
-def pack(
-  inputs: Mapping[str, InputArray], min_padding: int, masked: Mapping[str, Array] | None = None,
-) -> InputArray:
+def pack(inputs: Mapping[str, InputArray], min_padding: int, masked: Mapping[str, Array] | None = None) -> Pack:
   """Elements of all modalities, one modality after the other in the order of their sorted names.
 
   Every element is made as wide as the widest and `min_padding`, by its modality's trained `{name}_padding`, which says
   what modality it is of.
 
   Args:
-    inputs: {name: M_m elements}; with positions the features become [B, M_m, C_m].
+    inputs: {name: M_m elements}.
     min_padding: channels that even the widest modality gets.
     masked: {name: [B, M_m] bool}, True = the whole element is replaced by the modality's trained `{name}_mask_token`,
-      [1, C]. A modality that is named here has this parameter whether or not anything is masked.
+      [1, C]. A modality that is named here has this parameter whether or not anything is masked. Where a mask is known
+      before tracing, and hides all or nothing, what is left keeps its factors.
 
   Returns:
-    Elements without positions, features [B, M, C], C = max C_m + min_padding; `valid` [B, M] bool, or None where no
-    modality has one.
+    A part for each modality, of M_m elements and C = max C_m + min_padding channels.
 
   Raises:
     UserError: shapes that do not fit, or a mask of a modality that is not there.
@@ -43,27 +41,29 @@ def pack(
   shapes = {name: list(inputs[name].features.shape) for name in sorted(inputs)}
   if {len(shape) for shape in shapes.values()} != {3} or len({batch_size for batch_size, *_ in shapes.values()}) != 1:
     raise UserError(f'modalities are [batch, elements, channels] of one batch size, not {shapes}')
-  elements = {name: dense(inputs[name]) for name in sorted(inputs)}
-  num_channels = max(each.shape[-1] for each in elements.values()) + min_padding
-  padded = {name: padded_query(each, num_channels, f'{name}_padding') for name, each in elements.items()}
-  for name, mask in masked.items():
-    if mask.shape != padded[name].shape[:2]:
-      raise UserError(f'{name}: elements {list(elements[name].shape)} but a mask {list(mask.shape)}')
-    token = LearnedTable(1, num_channels, name=f'{name}_mask_token')()
-    padded[name] = jnp.where(mask[..., None], token, padded[name])
-  return InputArray(jnp.concatenate(list(padded.values()), axis=1), None, _valid(inputs))
-
-
-def _valid(inputs: Mapping[str, InputArray]) -> jax.Array | None:
-  if all(each.valid is None for each in inputs.values()):
-    return None
+  num_channels = max(size(each)[-1] for each in inputs.values()) + min_padding
   parts = []
   for name in sorted(inputs):
-    features, _, valid = inputs[name]
-    if valid is not None and valid.shape != features.shape[:2]:
-      raise UserError(f'{name}: elements {list(features.shape)} but valid {list(valid.shape)}')
-    parts.append(jnp.ones(features.shape[:2], bool) if valid is None else valid != 0)
-  return jnp.concatenate(parts, axis=1)
+    part = _padded(inputs[name], num_channels, name)
+    parts.append(_masked(part, masked[name], num_channels, name) if name in masked else part)
+  return Pack(tuple(parts))
+
+
+def _padded(inputs: InputArray, num_channels: int, name: str) -> InputArray:
+  num_missing = num_channels - size(inputs)[-1]
+  return inputs._replace(padding=LearnedTable(1, num_missing, name=f'{name}_padding')()[0]) if num_missing else inputs
+
+
+def _masked(inputs: InputArray, mask: Array, num_channels: int, name: str) -> InputArray:
+  shape = inputs.features.shape
+  if mask.shape != shape[:2]:
+    raise UserError(f'{name}: elements {list(shape)} but a mask {list(mask.shape)}')
+  token = LearnedTable(1, num_channels, name=f'{name}_mask_token')()[0]
+  if isinstance(mask, np.ndarray) and not mask.any():
+    return inputs
+  if isinstance(mask, np.ndarray) and mask.all():
+    return InputArray(inputs.features[..., :0], valid=inputs.valid, padding=token)
+  return InputArray(jnp.where(mask[..., None], token, dense(inputs)), valid=inputs.valid)
 
 
 def split(outputs: Array, sizes: Mapping[str, int]) -> dict[str, Array]:

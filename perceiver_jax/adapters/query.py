@@ -8,13 +8,15 @@ core's `dense(inputs)`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
+from perceiver_jax.core.input_array import InputArray
 from perceiver_jax.core.perceiver import learned_query
-from perceiver_jax.core.position_encoding import LearnedTable, fourier_features, grid_coordinates
+from perceiver_jax.core.position_encoding import LearnedTable, fourier_features, fourier_grid, grid_coordinates
 from perceiver_jax.types import Array, UserError
 
 
@@ -88,6 +90,25 @@ def padded_query(query: Array, num_channels: int, name: str) -> jax.Array:
     return jnp.asarray(query)
   padding = jnp.broadcast_to(LearnedTable(1, num_missing, name=name)(), (*query.shape[:2], num_missing))
   return jnp.concatenate([query, padding], axis=-1)
+
+
+def grid_query(
+  shape: Sequence[int], num_bands: int, max_resolution: Sequence[int], num_channels: int, batch_size: int, name: str,
+) -> InputArray:
+  """`padded_query(fourier_query(...))` for all cells of a grid, where `cell_coordinates` has them, not joined.
+
+  Args:
+    shape: d axes, cells along each; O cells in all, row-major.
+    num_bands: K.
+    max_resolution: of each axis, see core's `fourier_features`.
+    num_channels: more than d * (2 K + 1).
+    batch_size: B.
+    name: of the trained vector that every element gets.
+  """
+  coordinates = [cell_coordinates(jnp.arange(n), (n,))[:, 0] for n in shape]
+  positions = fourier_grid(shape, num_bands, max_resolution, coordinates=coordinates)
+  padding = LearnedTable(1, num_channels - len(shape) * (2 * num_bands + 1), name=name)()
+  return InputArray(jnp.zeros((batch_size, math.prod(shape), 0)), positions, padding=padding[0])
 
 
 def task_queries(names: Sequence[str], num_channels: int, batch_size: int) -> jax.Array:

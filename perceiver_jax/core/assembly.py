@@ -1,4 +1,4 @@
-"""A Perceiver as a config's `model` section describes it; every task starts from these functions."""
+"""A Perceiver as a config describes it; every task starts from these functions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from perceiver_jax.core.input_array import InputArray
+from perceiver_jax.core.input_array import InputArray, Pack
 from perceiver_jax.core.perceiver import Captured, Decoder, Encoder, Processor, encode
 from perceiver_jax.types import Array, Batch, UserError
 
@@ -27,14 +27,10 @@ def entry(batch: Batch, name: str, *axes: int | str) -> Array:
 
 
 def read(
-  model: ConfigDict, inputs: InputArray, *, is_training: bool, capture: bool = False,
+  config: ConfigDict, inputs: InputArray | Pack, *, is_training: bool, capture: bool = False,
 ) -> tuple[jax.Array, Captured]:
-  """What `encode` returns: the latents [B, N, D] that have read and processed the inputs.
-
-  Raises UserError where `valid` is not of these inputs.
-  """
-  if inputs.valid is not None and inputs.valid.shape != inputs.features.shape[:2]:
-    raise UserError(f'valid is [batch, elements], {list(inputs.features.shape[:2])}, not {list(inputs.valid.shape)}')
+  """What `encode` returns: the latents [B, N, D] that have read and processed the inputs."""
+  model = config.model
   shared = dict(
     qk_channels=model.qk_channels,
     v_channels=model.v_channels,
@@ -45,14 +41,18 @@ def read(
   encoder = Encoder(
     model.num_latents, model.latent_channels, model.num_cross_attends, model.share_cross_attends,
     num_heads=model.num_cross_heads, widening=model.cross_widening, query_residual=model.encoder_residual,
-    masked_rows=model.masked_rows, **shared)
+    masked_rows=model.masked_rows, attention=config.attention, **shared)
   processor = Processor(
     model.num_blocks, model.num_self_attends_per_block, model.share_blocks,
     num_heads=model.num_self_heads, widening=model.self_widening, **shared)
   return encode(
-    encoder, processor, inputs, is_training=is_training, arrangement=model.cross_attends, capture=capture)
+    encoder, processor, inputs, is_training=is_training, arrangement=model.cross_attends, remat=config.remat,
+    capture=capture)
 
 
-def decoder(model: ConfigDict, output_channels: int | None, **others: Any) -> Decoder:
+def decoder(config: ConfigDict, output_channels: int | None, **others: Any) -> Decoder:
   """The decoder; `output_channels` and `others` are its arguments."""
-  return Decoder(output_channels, model.query_residual, gelu=model.gelu, masked_rows=model.masked_rows, **others)
+  model = config.model
+  return Decoder(
+    output_channels, model.query_residual, gelu=model.gelu, masked_rows=model.masked_rows, attention=config.attention,
+    **others)

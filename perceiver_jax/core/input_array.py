@@ -1,9 +1,13 @@
-"""The papers' input (byte) array, before anyone has paid for joining features and positions."""
+"""The papers' input (byte) array, before anyone has paid for joining features and positions.
+
+Shapes: B batch, M elements, F channels of features, P of positions, K of padding, C = F + P + K.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from perceiver_jax.core.position_encoding import Positions, joined
@@ -19,19 +23,78 @@ class InputArray(NamedTuple):
   features: Array                     # [B, M, F]
   positions: Positions | None = None  # shared by the batch, or [B, M, P]
   valid: Array | None = None          # [B, M], 1 = a real element
+  padding: Array | None = None        # [K], channels that all elements share, behind the others
 
 
-def dense(inputs: InputArray) -> Array:
-  """[B, M, F + P]: every element's features, then its position, in the wider of the two dtypes.
+class Pack(NamedTuple):
+  """Input arrays of several kinds and of one width, of which a query reads as of one: one kind after the other."""
 
-  Raises UserError if there is not one position for each element.
+  parts: tuple[InputArray, ...]
+
+
+def parts_of(inputs: InputArray | Pack) -> tuple[InputArray, ...]:
+  """One input array, or those of a pack."""
+  return inputs.parts if isinstance(inputs, Pack) else (inputs,)
+
+
+def dense(inputs: InputArray | Pack) -> Array:
+  """[B, M, C]: every element's features, then its position, then padding, in the widest of their dtypes.
+
+  Raises UserError if there is not one position, or one entry of `valid`, for each element, or the parts of a pack are
+  not of one width.
   """
-  features, positions, _ = inputs
-  if positions is None:
-    return features
-  table = joined(positions)
+  parts = [_dense(part) for part in parts_of(inputs)]
+  if len({part.shape[-1] for part in parts}) > 1:
+    raise UserError(f'the parts of a pack are of one width, not {[list(part.shape) for part in parts]}')
+  return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+
+
+def _dense(inputs: InputArray) -> Array:
+  features, positions, valid, padding = inputs
   batch_size, num_elements, _ = features.shape
-  if table.shape[:-1] not in ((num_elements,), (1, num_elements), (batch_size, num_elements)):
-    raise UserError(f'{num_elements} elements {features.shape} but {table.shape[-2]} positions {table.shape}')
-  table = jnp.broadcast_to(table, (*features.shape[:2], table.shape[-1]))
-  return jnp.concatenate([features, table], axis=-1)
+  if valid is not None and valid.shape != features.shape[:2]:
+    raise UserError(f'valid is [batch, elements], {list(features.shape[:2])}, not {list(valid.shape)}')
+  columns = []
+  if positions is not None:
+    table = joined(positions)
+    if table.shape[:-1] not in ((num_elements,), (1, num_elements), (batch_size, num_elements)):
+      raise UserError(f'{num_elements} elements {features.shape} but {table.shape[-2]} positions {table.shape}')
+    columns.append(table)
+  if padding is not None:
+    columns.append(padding)
+  columns = [jnp.broadcast_to(x, (batch_size, num_elements, x.shape[-1])) for x in columns]
+  return jnp.concatenate([features, *columns], axis=-1) if columns else features
+
+
+def size(inputs: InputArray | Pack) -> tuple[int, int, int]:
+  """(B, M, C): the shape of `dense(inputs)`, which is not made. Raises UserError as it does."""
+  batch_size, num_elements, num_channels = jax.eval_shape(dense, inputs).shape
+  return batch_size, num_elements, num_channels
+
+
+def valid_elements(inputs: InputArray | Pack) -> Array | None:
+  """[B, M], 1 = a real element; None where all are."""
+  parts = parts_of(inputs)
+  if all(part.valid is None for part in parts):
+    return None
+  masks = [jnp.ones(part.features.shape[:2], bool) if part.valid is None else part.valid != 0 for part in parts]
+  return jnp.concatenate(masks, axis=1)
+
+
+def with_valid(inputs: InputArray | Pack, valid: Array | None) -> InputArray | Pack:
+  """The same elements, of which those count that `valid` [B, M] says; None changes nothing.
+
+  Raises UserError where `valid` is not of these elements.
+  """
+  if valid is None:
+    return inputs
+  if valid.shape != size(inputs)[:2]:
+    raise UserError(f'valid is [batch, elements], {list(size(inputs)[:2])}, not {list(valid.shape)}')
+  if not isinstance(inputs, Pack):
+    return inputs._replace(valid=valid)
+  parts, start = [], 0
+  for part in inputs.parts:
+    stop = start + part.features.shape[1]
+    parts.append(part._replace(valid=valid[:, start:stop]))
+    start = stop
+  return Pack(tuple(parts))

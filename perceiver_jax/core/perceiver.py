@@ -5,6 +5,8 @@ Shapes: B batch, M inputs, N latents, D latent channels, O queries, E output cha
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -12,8 +14,11 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from perceiver_jax.core.attention import CrossAttend, SelfAttend
-from perceiver_jax.core.input_array import InputArray
+from perceiver_jax.core.attention import SelfAttend
+from perceiver_jax.core.cross_attend import CrossAttend
+from perceiver_jax.core.factored_attention import Parameters
+from perceiver_jax.core.factored_query import FactoredCrossAttend, Linear, is_factored
+from perceiver_jax.core.input_array import InputArray, Pack, dense, size
 from perceiver_jax.core.position_encoding import LearnedTable
 from perceiver_jax.types import UserError
 
@@ -49,11 +54,12 @@ class Encoder(hk.Module):
     return jnp.broadcast_to(latents, (batch_size, *self.latents_shape))
 
   def __call__(
-    self, latents: jax.Array, inputs: InputArray, t: int, *, is_training: bool,
-  ) -> tuple[jax.Array, jax.Array]:
-    """The cross-attend number `t`: latents [B, N, D] -> [B, N, D] and the attention weights [B, H, N, M]."""
+    self, latents: jax.Array, inputs: InputArray | Pack, t: int, *, is_training: bool, capture: bool = False,
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """The cross-attend number `t`: latents [B, N, D] -> [B, N, D] and, if captured, the weights [B, H, N, M]."""
     index = min(t, 1) if self.share_cross_attends else t
-    return CrossAttend(**self.cross_attend, name=f'cross_attend_{index}')(latents, inputs, is_training=is_training)
+    cross_attend = CrossAttend(**self.cross_attend, name=f'cross_attend_{index}')
+    return cross_attend(latents, inputs, is_training=is_training, capture=capture)
 
 
 class Processor(hk.Module):
@@ -77,23 +83,31 @@ class Processor(hk.Module):
     self.share_blocks = share_blocks
     self.self_attend = self_attend
 
-  def __call__(self, latents: jax.Array, block: int, *, is_training: bool) -> tuple[jax.Array, jax.Array]:
-    """Block number `block`: latents [B, N, D] -> [B, N, D] and the attention weights [layers, B, H, N, N]."""
+  def __call__(
+    self, latents: jax.Array, block: int, *, is_training: bool, remat: str = 'none', capture: bool = False,
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """Block number `block`: latents [B, N, D] -> [B, N, D] and, if captured, the weights [layers, B, H, N, N].
+
+    `remat` is that of `encode`.
+    """
     first = 0 if self.share_blocks else block * self.num_self_attends_per_block
     maps = []
     for index in range(first, first + self.num_self_attends_per_block):
-      latents, weights = SelfAttend(**self.self_attend, name=f'self_attend_{index}')(latents, is_training=is_training)
+      self_attend = SelfAttend(**self.self_attend, name=f'self_attend_{index}')
+      layer = _rematerialised(functools.partial(self_attend, is_training=is_training, capture=capture), remat)
+      latents, weights = layer(latents)
       maps.append(weights)
-    return latents, jnp.stack(maps)
+    return latents, jnp.stack([weights for weights in maps if weights is not None]) if capture else None
 
 
 def encode(
   encoder: Encoder,
   processor: Processor,
-  inputs: InputArray,
+  inputs: InputArray | Pack,
   *,
   is_training: bool,
   arrangement: str = 'interleaved',
+  remat: str = 'none',
   capture: bool = False,
 ) -> tuple[jax.Array, Captured]:
   """Reads the inputs into latents and processes them, in the order of the first paper's figure 1 or of its table 6.
@@ -105,6 +119,9 @@ def encode(
     inputs: M elements.
     is_training: turns dropout on.
     arrangement: 'interleaved' or 'start'; the same where T is 1.
+    remat: what the backward pass computes again in place of keeping it: 'none'; 'dots', of each layer of the latent
+      Transformer all but its matrix products with weights; 'layers', whole layers and cross-attends. With the same
+      gradients, and ever less memory.
     capture: also return what each attention looked at.
 
   Returns:
@@ -114,17 +131,18 @@ def encode(
   num_blocks_after = _arrange(encoder.num_cross_attends, processor.num_blocks, arrangement)
 
   def stage(latents: jax.Array, t: int) -> tuple[jax.Array, Captured]:
-    latents, weights = encoder(latents, inputs, t, is_training=is_training)
+    read = functools.partial(encoder, inputs=inputs, t=t, is_training=is_training, capture=capture)
+    latents, weights = (_rematerialised(read, remat) if remat == 'layers' else read)(latents)
     first = sum(num_blocks_after[:t])
     blocks = range(first, first + num_blocks_after[t])
     latents, captured = _repeat(block, latents, blocks, same=processor.share_blocks)
-    return latents, {'cross_attends': weights[None], **captured} if capture else {}
+    return latents, {} if weights is None else {'cross_attends': weights[None], **captured}
 
   def block(latents: jax.Array, index: int) -> tuple[jax.Array, Captured]:
-    latents, weights = processor(latents, index, is_training=is_training)
-    return latents, {'self_attends': weights[None]} if capture else {}
+    latents, weights = processor(latents, index, is_training=is_training, remat=remat, capture=capture)
+    return latents, {} if weights is None else {'self_attends': weights[None]}
 
-  latents, first = stage(encoder.latents(inputs.features.shape[0]), 0)
+  latents, first = stage(encoder.latents(size(inputs)[0]), 0)
   same = encoder.share_cross_attends and processor.share_blocks and len(set(num_blocks_after[1:])) == 1
   latents, others = _repeat(stage, latents, range(1, encoder.num_cross_attends), same=same)
   return latents, {**_join([first, others]), 'latents': latents} if capture else {}
@@ -139,6 +157,19 @@ def _arrange(num_cross_attends: int, num_blocks: int, arrangement: str) -> list[
   if num_blocks % num_cross_attends:
     raise UserError(f'{num_cross_attends} interleaved cross-attends do not divide {num_blocks} blocks')
   return [num_blocks // num_cross_attends] * num_cross_attends
+
+
+def _rematerialised(
+  layer: Callable[[jax.Array], tuple[jax.Array, jax.Array | None]], remat: str,
+) -> Callable[[jax.Array], tuple[jax.Array, jax.Array | None]]:
+  if remat == 'none':
+    return layer
+  if remat == 'dots':
+    # Without those of attention, which alone have a batch axis: its logits are as many as N * N for each head.
+    return hk.remat(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+  if remat == 'layers':
+    return hk.remat(layer)
+  raise UserError(f"remat is 'none', 'dots' or 'layers', not {remat!r}")
 
 
 def _repeat(
@@ -172,32 +203,82 @@ class Decoder(hk.Module):
     output_channels: int | None,
     query_residual: bool = False,
     output_init: hk.initializers.Initializer | None = None,
+    attention: str = 'auto',
     name: str = 'decoder',
     **cross_attend: Any,
   ):
     """output_channels: E; None leaves out `output`, so that E = Q. output_init: of its weights; None is Haiku's own.
 
-    cross_attend: arguments of `CrossAttend`.
+    attention: 'dense', 'factored', 'chunked' or 'auto', all with the same result and parameters: see `is_factored`.
+    cross_attend: other arguments of `CrossAttend`.
     """
     super().__init__(name=name)
     self.output_channels = output_channels
     self.output_init = output_init
+    self.attention = attention
     self.cross_attend = dict(query_residual=query_residual, **cross_attend)
 
   def __call__(
     self,
-    query: jax.Array,
+    query: jax.Array | InputArray,
     latents: jax.Array,
     *,
     is_training: bool,
     query_mask: jax.Array | None = None,
-  ) -> tuple[jax.Array, jax.Array]:
-    """query [B, O, Q], latents [B, N, D], query_mask [B, O] -> [B, O, E] and the attention weights [B, H, O, N]."""
-    cross_attend = CrossAttend(**self.cross_attend)
-    answers, weights = cross_attend(query, InputArray(latents), query_mask=query_mask, is_training=is_training)
-    if self.output_channels is None:
-      return answers, weights
-    return hk.Linear(self.output_channels, w_init=self.output_init, name='output')(answers), weights
+    linear: Linear | None = None,
+    capture: bool = False,
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """The answers [B, O, E] and, if captured, the attention weights [B, H, O, N].
+
+    Args:
+      query: [B, O, Q]; or O elements, which on a whole grid are neither joined nor held, where `attention` allows.
+      latents: [B, N, D].
+      is_training: turns dropout on.
+      query_mask: [B, O], see `CrossAttend`.
+      linear: weights [E, E'] and bias [E'] of one behind `output`; the answers are then [B, O, E'].
+      capture: also return the weights; this, and dropout, take the dense path.
+
+    Raises:
+      UserError: 'factored' of positions that are no whole grid.
+    """
+    num_queries = size(query)[1] if isinstance(query, InputArray) else query.shape[1]
+    if isinstance(query, InputArray) and self._is_factored(query, latents, is_training, capture):
+      if not hk.running_init():
+        return self._factored(query, latents, query_mask, linear), None
+      # Parameters are all that counts: one query is enough to make them.
+      query, query_mask = jnp.zeros((latents.shape[0], 1, size(query)[2]), query.features.dtype), None
+    if isinstance(query, InputArray):
+      query = jnp.asarray(dense(query))
+    # The latents have no factors, and are fewer than most queries.
+    cross_attend = CrossAttend(**self.cross_attend, attention='chunked' if self.attention == 'chunked' else 'dense')
+    answers, weights = cross_attend(
+      query, InputArray(latents), query_mask=query_mask, is_training=is_training, capture=capture)
+    if self.output_channels is not None:
+      answers = hk.Linear(self.output_channels, w_init=self.output_init, name='output')(answers)
+    answers = answers if linear is None else jnp.dot(answers, linear[0]) + linear[1]
+    return jnp.broadcast_to(answers, (answers.shape[0], num_queries, answers.shape[2])), weights
+
+  @hk.transparent
+  def _is_factored(self, query: InputArray, latents: jax.Array, is_training: bool, capture: bool) -> bool:
+    settings = self.cross_attend
+    is_dropped = is_training and (settings.get('dropout_prob') or settings.get('attention_dropout_prob'))
+    qk_channels = settings.get('qk_channels') or latents.shape[-1]
+    is_possible = is_factored(self.attention, query, latents.shape[1], settings.get('num_heads', 1), qk_channels)
+    if is_dropped and self.attention == 'factored':
+      warnings.warn(
+        f'{self.module_name}: attention=factored drops nothing, so training takes the dense path', stacklevel=3)
+    return is_possible and not (is_dropped or capture)
+
+  @hk.transparent
+  def _factored(
+    self, query: InputArray, latents: jax.Array, query_mask: jax.Array | None, linear: Linear | None,
+  ) -> jax.Array:
+    *_, num_channels = size(query)
+    linears = [] if linear is None else [linear]
+    if self.output_channels is not None:
+      weights, bias = Parameters('output')(w=(num_channels, self.output_channels), b=(self.output_channels,))
+      linears = [(weights, bias), *linears]
+    return FactoredCrossAttend(**self.cross_attend)(query, latents, linears, query_mask)
 
 
 def learned_query(num_queries: int, num_channels: int, batch_size: int, name: str = 'query') -> jax.Array:

@@ -81,15 +81,22 @@ def fourier_grid(
   max_resolution: Sequence[int] | None = None,
   spacing: str = 'linear',
   order: Array | None = None,
+  coordinates: Sequence[Array] | None = None,
 ) -> FourierGrid:
-  """The factors of `fourier_features` on a full grid of `shape`; `max_resolution` defaults to `shape`."""
+  """The factors of `fourier_features` on a full grid of `shape`; `max_resolution` defaults to `shape`.
+
+  `coordinates`, per axis [n], say where cells sit, if not where `grid_coordinates` has them.
+  """
   if max_resolution is not None and len(max_resolution) != len(shape):
     raise UserError(f'a grid {tuple(shape)} has {len(shape)} axes, but max_resolution is {tuple(max_resolution)}')
-  coordinates = grid_coordinates(shape)
-  sines, cosines = zip(*(
-    _waves(axis, frequencies(num_bands, resolution, spacing))
-    for axis, resolution in zip(coordinates, max_resolution or shape, strict=True)
-  ), strict=True)
+  with jax.ensure_compile_time_eval():  # once, where a step is traced, and not in each step
+    coordinates = tuple(coordinates or grid_coordinates(shape))
+    if [axis.shape for axis in coordinates] != [(n,) for n in shape]:
+      raise UserError(f'a grid {tuple(shape)} has not the coordinates {[list(axis.shape) for axis in coordinates]}')
+    sines, cosines = zip(*(
+      _waves(axis, frequencies(num_bands, resolution, spacing))
+      for axis, resolution in zip(coordinates, max_resolution or shape, strict=True)
+    ), strict=True)
   return FourierGrid(coordinates, sines, cosines, order)
 
 

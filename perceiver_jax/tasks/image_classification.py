@@ -181,20 +181,22 @@ def _perceiver(
   config: ConfigDict, inputs: InputArray, is_training: bool, capture: bool,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Logits [B, E], and what was captured."""
-  latents, captured = assembly.read(config.model, inputs, is_training=is_training, capture=capture)
-  logits, maps = _head(config, latents, is_training)
+  latents, captured = assembly.read(config, inputs, is_training=is_training, capture=capture)
+  logits, maps = _head(config, latents, is_training, capture)
   return logits, {**captured, **maps} if capture else {}
 
 
-def _head(config: ConfigDict, latents: jax.Array, is_training: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+def _head(
+  config: ConfigDict, latents: jax.Array, is_training: bool, capture: bool,
+) -> tuple[jax.Array, dict[str, Any]]:
   model, num_classes = config.model, config.data.num_classes
   if model.head == 'pool':
     return pool(latents, num_classes), {}
   if model.head != 'query':
     raise UserError(f"model.head is 'query' or 'pool', not {model.head!r}")
-  decoder = assembly.decoder(model, num_classes)
+  decoder = assembly.decoder(config, num_classes)
   query = learned_query(1, model.query_channels, latents.shape[0])
-  answers, weights = decoder(query, latents, is_training=is_training)
+  answers, weights = decoder(query, latents, is_training=is_training, capture=capture)
   return answers[:, 0], {'decoder': weights}
 
 

@@ -34,13 +34,13 @@ def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bo
   tokens, valid = assembly.entry(batch, 'tokens', 'tokens'), batch.get('valid')
   table = token_table(data.vocab_size, model.token_channels)
   inputs = text_inputs(tokens, table, data.max_length, valid)
-  latents, captured = assembly.read(model, inputs, is_training=is_training, capture=capture)
+  latents, captured = assembly.read(config, inputs, is_training=is_training, capture=capture)
   decoder = assembly.decoder(
     model, None, num_heads=model.num_decoder_heads, qk_channels=model.decoder_qk_channels,
     v_channels=model.token_channels)
   query = learned_query(data.max_length, model.token_channels, tokens.shape[0])
   answers, weights = decoder(
-    query, latents, query_mask=_query_mask(valid, data.max_length), is_training=is_training)
+    query, latents, query_mask=_query_mask(valid, data.max_length), is_training=is_training, capture=capture)
   outputs: dict[str, Any] = {'logits': token_logits(answers, table)}
   if capture:
     outputs['captured'] = {**captured, 'decoder': weights}

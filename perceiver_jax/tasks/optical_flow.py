@@ -43,10 +43,10 @@ def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bo
   inputs = flow_inputs(
     patches, model.stem_channels, model.num_bands, model.max_resolution, separate_frames=model.separate_frames)
   inputs = inputs._replace(valid=batch.get('valid'))
-  latents, captured = assembly.read(model, inputs, is_training=is_training, capture=capture)
+  latents, captured = assembly.read(config, inputs, is_training=is_training, capture=capture)
   query = flow_query(inputs, height * width)
-  decoder = assembly.decoder(model, 2, output_init=jnp.zeros)  # at first nothing moves, as in the authors' code
-  answers, weights = decoder(query, latents, is_training=is_training)
+  decoder = assembly.decoder(config, 2, output_init=jnp.zeros)  # at first nothing moves, as in the authors' code
+  answers, weights = decoder(query, latents, is_training=is_training, capture=capture)
   outputs: dict[str, Any] = {'flow': OUTPUT_SCALE * answers.reshape(batch_size, height, width, 2)}
   if capture:
     outputs['captured'] = {**captured, 'decoder': weights}

@@ -29,9 +29,10 @@ def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bo
   tokens = assembly.entry(batch, 'tokens', 'tokens')
   table = token_table(data.vocab_size, model.token_channels)
   inputs = text_inputs(tokens, table, data.max_length, batch.get('valid'))
-  latents, captured = assembly.read(model, inputs, is_training=is_training, capture=capture)
+  latents, captured = assembly.read(config, inputs, is_training=is_training, capture=capture)
   query = learned_query(1, model.query_channels, latents.shape[0])
-  answers, weights = assembly.decoder(model, data.num_classes)(query, latents, is_training=is_training)
+  decoder = assembly.decoder(config, data.num_classes)
+  answers, weights = decoder(query, latents, is_training=is_training, capture=capture)
   outputs: dict[str, Any] = {'logits': answers[:, 0]}
   if capture:
     outputs['captured'] = {**captured, 'decoder': weights}

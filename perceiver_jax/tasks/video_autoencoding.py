@@ -16,15 +16,17 @@ from typing import Any
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from perceiver_jax.adapters.audio import audio_inputs
 from perceiver_jax.adapters.image import space_to_depth
 from perceiver_jax.adapters.multimodal import pack
-from perceiver_jax.adapters.query import cell_coordinates, fourier_query, padded_query
+from perceiver_jax.adapters.query import cell_coordinates, fourier_query, grid_query, padded_query
 from perceiver_jax.core import assembly
 from perceiver_jax.core.chunks import in_chunks
-from perceiver_jax.core.input_array import InputArray
+from perceiver_jax.core.factored_query import LinearParameters
+from perceiver_jax.core.input_array import InputArray, Pack, with_valid
 from perceiver_jax.core.perceiver import learned_query
 from perceiver_jax.core.position_encoding import fourier_grid
 from perceiver_jax.types import Array, Batch, Field, Task, UserError
@@ -53,13 +55,13 @@ def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bo
   which say how much is decoded.
   """
   data, model = config.data, config.model
-  inputs = _inputs(config, batch)
-  latents, captured = assembly.read(model, inputs, is_training=is_training, capture=capture)
-  decoder = functools.partial(assembly.decoder(model, model.output_channels), is_training=is_training)
+  inputs = with_valid(_inputs(config, batch), batch.get('valid'))
+  latents, captured = assembly.read(config, inputs, is_training=is_training, capture=capture)
+  decoder = functools.partial(assembly.decoder(config, model.output_channels), is_training=is_training)
   pixels = data.num_frames, data.image_size, data.image_size
   patches = (data.num_frames * data.samples_per_frame // model.audio.patch_size,)
-  video = _decode(model, decoder, latents, 'video', 3, pixels, batch.get('video_points'))
-  audio = _decode(model, decoder, latents, 'audio', model.audio.patch_size, patches, batch.get('audio_points'))
+  video = _decode(config, decoder, latents, 'video', 3, pixels, batch.get('video_points'))
+  audio = _decode(config, decoder, latents, 'audio', model.audio.patch_size, patches, batch.get('audio_points'))
   query = learned_query(1, model.label_query_channels, latents.shape[0], name='label_query')
   label, _ = decoder(padded_query(query, _query_channels(model), 'label_query_padding'), latents)
   outputs: dict[str, Any] = {
@@ -72,7 +74,7 @@ def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bo
   return outputs
 
 
-def _inputs(config: ConfigDict, batch: Batch) -> InputArray:
+def _inputs(config: ConfigDict, batch: Batch) -> Pack:
   """Patches of the video, patches of the audio, and the label as one element, which is replaced by its mask token."""
   video, audio = config.model.video, config.model.audio
   frames = assembly.entry(batch, 'video', 'frames', 'height', 'width', 3)
@@ -86,9 +88,8 @@ def _inputs(config: ConfigDict, batch: Batch) -> InputArray:
     'video': InputArray(
       patches.reshape(batch_size, -1, num_channels), fourier_grid(grid, video.num_bands, video.max_resolution)),
   }
-  masked = {name: jnp.full(inputs.features.shape[:2], name == 'label') for name, inputs in elements.items()}
-  packed = pack(elements, config.model.min_padding, masked)
-  return packed._replace(valid=batch.get('valid'))
+  masked = {name: np.full(inputs.features.shape[:2], name == 'label') for name, inputs in elements.items()}
+  return pack(elements, config.model.min_padding, masked)
 
 
 def _query_channels(model: ConfigDict) -> int:
@@ -99,18 +100,23 @@ def _query_channels(model: ConfigDict) -> int:
 
 
 def _decode(
-  model: ConfigDict, decoder: Callable[..., Any], latents: jax.Array, name: str, num_outputs: int,
+  config: ConfigDict, decoder: Callable[..., Any], latents: jax.Array, name: str, num_outputs: int,
   shape: tuple[int, ...], points: Array | None,
 ) -> jax.Array:
   """[B, O, num_outputs]: the answers at `points` [O], flat indices into a grid of `shape`, or at all its cells."""
   if points is not None and (points.ndim != 1 or not jnp.issubdtype(points.dtype, jnp.integer)):
     raise UserError(f'{name}_points are integers [points], not {points.dtype} {list(points.shape)}')
-  bands, batch_size = model[name], latents.shape[0]
+  model, batch_size = config.model, latents.shape[0]
+  bands, num_channels = model[name], _query_channels(model)
+  linear = LinearParameters(model.output_channels, num_outputs, name=f'{name}_output')()
+  if points is None and len(shape) > 1 and config.attention in ('auto', 'factored'):
+    query = grid_query(
+      shape, bands.num_bands, bands.max_resolution, num_channels, batch_size, f'{name}_query_padding')
+    return decoder(query, latents, linear=linear)[0]
   cells = jnp.arange(math.prod(shape)) if points is None else points
 
   def answer(rows: Any) -> jax.Array:
     query = fourier_query(cell_coordinates(cells[rows], shape), bands.num_bands, bands.max_resolution, batch_size)
-    answers, _ = decoder(padded_query(query, _query_channels(model), f'{name}_query_padding'), latents)
-    return hk.Linear(num_outputs, name=f'{name}_output')(answers)
+    return decoder(padded_query(query, num_channels, f'{name}_query_padding'), latents, linear=linear)[0]
 
-  return in_chunks(answer, len(cells), max(1, MOST_QUERY_VALUES // (batch_size * _query_channels(model))))
+  return in_chunks(answer, len(cells), max(1, MOST_QUERY_VALUES // (batch_size * num_channels)))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from perceiver_jax.adapters.flow import flow_inputs, flow_query, frame_patches
+from perceiver_jax.core.grid_factors import whole_grid
 from perceiver_jax.core.input_array import dense
 from perceiver_jax.core.position_encoding import fourier_features
 from perceiver_jax.types import UserError
@@ -49,4 +50,6 @@ def test_an_element_holds_both_frames_or_one_and_sits_where_its_pixel_is(separat
   np.testing.assert_allclose(inputs.features[:, element], features @ weights, atol=1e-5)
   joined = dense(inputs)
   np.testing.assert_allclose(joined[:, element, 6:], np.broadcast_to(position, (2, len(position))), atol=2e-5)
-  np.testing.assert_array_equal(flow_query(inputs, 20), joined[:, :20])
+  query = flow_query(inputs._replace(valid=np.zeros((2, joined.shape[1]))), 20)
+  np.testing.assert_array_equal(dense(query), joined[:, :20])
+  assert whole_grid(query) is not None and query.valid is None

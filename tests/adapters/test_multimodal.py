@@ -8,7 +8,7 @@ import pytest
 
 from perceiver_jax.adapters.audio import audio_inputs
 from perceiver_jax.adapters.multimodal import drop_modality, pack, random_mask, split
-from perceiver_jax.core.input_array import InputArray, dense
+from perceiver_jax.core.input_array import InputArray, dense, valid_elements
 from perceiver_jax.core.position_encoding import fourier_grid
 from perceiver_jax.types import UserError
 
@@ -29,19 +29,20 @@ def _packed(inputs, masked=None):
 
 
 def _unmasked(params):
-  return hk.without_apply_rng(hk.transform(lambda: pack(INPUTS, 4))).apply(params).features
+  return dense(hk.without_apply_rng(hk.transform(lambda: pack(INPUTS, 4))).apply(params))
 
 
 def test_modalities_follow_each_other_by_name_all_as_wide_as_the_widest_and_some():
   params, packed = _packed(INPUTS)
   assert jax.tree.map(np.shape, params) == {
     'audio_padding': {'table': (1, 12)}, 'label_padding': {'table': (1, 10)}, 'video_padding': {'table': (1, 4)}}
-  assert packed.features.shape == (2, 11, WIDTH) and packed.positions is None and packed.valid is None
+  joined = np.asarray(dense(packed))
+  assert joined.shape == (2, 11, WIDTH) and valid_elements(packed) is None
   start = 0
   for name in ('audio', 'label', 'video'):
     elements, padding = np.asarray(dense(INPUTS[name])), params[f'{name}_padding']['table']
     num_elements, num_channels = elements.shape[1:]
-    part = packed.features[:, start:start + num_elements]
+    part = joined[:, start:start + num_elements]
     np.testing.assert_array_equal(part[..., :num_channels], elements)
     np.testing.assert_array_equal(part[..., num_channels:], np.broadcast_to(padding, (2, num_elements, padding.size)))
     start += num_elements
@@ -54,13 +55,24 @@ def test_a_masked_element_is_wholly_its_modalitys_token():
   expected = np.array(_unmasked(params))
   expected[0, 1] = expected[1, 0] = expected[1, 1] = params['audio_mask_token']['table'][0]
   expected[0, 4] = params['label_mask_token']['table'][0]
-  np.testing.assert_array_equal(packed.features, expected)
+  np.testing.assert_array_equal(dense(packed), expected)
+
+
+def test_what_a_mask_hides_wholly_or_not_at_all_keeps_its_factors():
+  masked = {'label': np.ones((2, 1), bool), 'video': np.zeros((2, 6), bool)}
+  params, packed = _packed(INPUTS, masked)
+  expected = np.array(_unmasked(params))
+  expected[:, 4] = params['label_mask_token']['table'][0]
+  np.testing.assert_array_equal(dense(packed), expected)
+  audio, label, video = hk.transform(lambda: pack(INPUTS, 4, masked)).apply(params, None).parts
+  assert video.positions is INPUTS['video'].positions and label.features.shape == (2, 1, 0)
+  np.testing.assert_array_equal(audio.features, INPUTS['audio'].features)
 
 
 def test_a_token_is_a_parameter_though_nothing_is_masked():
   params, packed = _packed(INPUTS, {'video': np.zeros((2, 6), bool)})
   assert params['video_mask_token']['table'].shape == (1, WIDTH)
-  np.testing.assert_array_equal(packed.features, _unmasked(params))
+  np.testing.assert_array_equal(dense(packed), _unmasked(params))
 
 
 def test_the_released_models_padding_and_tokens_have_their_sizes():
@@ -75,7 +87,7 @@ def test_the_released_models_padding_and_tokens_have_their_sizes():
   def run(key):
     function = hk.transform(lambda: pack(inputs, 4, masked))
     params = function.init(key)
-    return params, function.apply(params, None).features
+    return params, dense(function.apply(params, None))
 
   params, features = jax.eval_shape(run, jax.random.key(0))
   assert features.shape == (1, 52_097, 704)
@@ -87,8 +99,8 @@ def test_the_released_models_padding_and_tokens_have_their_sizes():
 def test_elements_are_valid_where_their_modality_does_not_say_otherwise():
   valid = np.array([[1, 0, 0, 1], [1, 1, 1, 0]], np.float32)
   _, packed = _packed({**INPUTS, 'audio': INPUTS['audio']._replace(valid=valid)})
-  assert packed.valid.dtype == bool
-  np.testing.assert_array_equal(packed.valid, np.concatenate([valid != 0, np.ones((2, 7), bool)], axis=1))
+  assert valid_elements(packed).dtype == bool
+  np.testing.assert_array_equal(valid_elements(packed), np.concatenate([valid != 0, np.ones((2, 7), bool)], axis=1))
 
 
 def test_inputs_and_masks_that_do_not_fit_are_the_users_mistake():
@@ -100,14 +112,14 @@ def test_inputs_and_masks_that_do_not_fit_are_the_users_mistake():
     _packed({**INPUTS, 'audio': InputArray(INPUTS['audio'].features[:1])})
   with pytest.raises(UserError, match=r"'label': \[2, 7\]"):
     _packed({**INPUTS, 'label': InputArray(INPUTS['label'].features[:, 0])})
-  with pytest.raises(UserError, match=r'audio: elements \[2, 4, 5\] but valid \[2, 5\]'):
+  with pytest.raises(UserError, match=r'valid is \[batch, elements\], \[2, 4\], not \[2, 5\]'):
     _packed({**INPUTS, 'audio': INPUTS['audio']._replace(valid=np.ones((2, 5)))})
 
 
 def test_outputs_are_split_in_the_order_of_packing():
   sizes = {name: each.features.shape[1] for name, each in INPUTS.items()}
   _, packed = _packed(INPUTS)
-  parts = split(packed.features, sizes)
+  parts = split(dense(packed), sizes)
   assert list(parts) == ['audio', 'label', 'video']
   for name, part in parts.items():
     elements = dense(INPUTS[name])

@@ -9,9 +9,11 @@ from perceiver_jax.adapters.query import (
   cell_coordinates,
   end_to_end_coordinates,
   fourier_query,
+  grid_query,
   padded_query,
   task_queries,
 )
+from perceiver_jax.core.grid_factors import whole_grid
 from perceiver_jax.core.input_array import InputArray, dense
 from perceiver_jax.core.position_encoding import fourier_grid
 from perceiver_jax.types import UserError
@@ -97,6 +99,17 @@ def test_a_query_that_is_wide_enough_is_not_padded_and_one_too_wide_is_the_users
     function.init(jax.random.key(0), 3)
   with pytest.raises(UserError, match=r'\[2, 4\] cannot be padded to 9'):
     _transformed(lambda: padded_query(np.ones((2, 4)), 9, 'x')).init(jax.random.key(0))
+
+
+def test_a_grid_asks_as_all_its_cells_do():
+  shape, max_resolution = (2, 3, 4), (4, 6, 8)
+  function = _transformed(lambda: grid_query(shape, 3, max_resolution, 23, 5, 'video_query_padding'))
+  query = function.apply(params := function.init(jax.random.key(0)))
+  points = fourier_query(cell_coordinates(np.arange(24), shape), 3, max_resolution, 5)
+  expected = _transformed(lambda: padded_query(points, 23, 'video_query_padding')).apply(params)
+  assert expected.shape == (5, 24, 23) and params['video_query_padding']['table'].shape == (1, 2)
+  np.testing.assert_allclose(dense(query), expected, atol=2e-6)
+  assert whole_grid(query) is not None
 
 
 def test_a_task_keeps_its_query_whatever_other_tasks_there_are():

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perceiver_jax.core.attention import Attention, CrossAttend, Mlp, SelfAttend, attend, layer_norm
+from perceiver_jax.core import attention
+from perceiver_jax.core.attention import Attention, Mlp, SelfAttend, attend, layer_norm
+from perceiver_jax.core.cross_attend import CrossAttend
 from perceiver_jax.core.input_array import InputArray
 from perceiver_jax.types import UserError
 
@@ -124,7 +126,7 @@ def assert_gradient_is_numeric(function, arguments, step=3e-5):
 
 def cross_attend(**settings):
   """The module as a function of two arrays."""
-  return lambda query, inputs: CrossAttend(**settings)(query, InputArray(inputs), is_training=False)
+  return lambda query, inputs: CrossAttend(**settings)(query, InputArray(inputs), is_training=False, capture=True)
 
 
 @pytest.fixture(name='float64')
@@ -149,7 +151,7 @@ def test_attend_is_scaled_dot_product_attention(num_heads, qk_size, v_size, mask
   value = normal(3, 5, num_heads, v_size)
   valid = VALID if masked in ('keys', 'both') else None
   query_mask = QUERY_MASK if masked in ('queries', 'both') else None
-  attend_masked = functools.partial(attend, valid=valid, query_mask=query_mask)
+  attend_masked = functools.partial(attend, valid=valid, query_mask=query_mask, capture=True)
   outputs, weights = compiled(attend_masked)(query, key, value)
   may = np.ones((3, 4, 5), bool)
   may &= True if valid is None else valid[:, None, :] != 0
@@ -164,7 +166,8 @@ def test_attend_is_scaled_dot_product_attention(num_heads, qk_size, v_size, mask
 @pytest.mark.parametrize('num_heads, qk_channels, v_channels, output_channels', [(1, 6, 5, 3), (3, 6, 12, 4)])
 def test_attention_projects_splits_into_heads_and_joins_them_again(num_heads, qk_channels, v_channels, output_channels):
   def forward(query, inputs):
-    return Attention(num_heads, qk_channels, v_channels, output_channels)(query, inputs, is_training=False)
+    attention = Attention(num_heads, qk_channels, v_channels, output_channels)
+    return attention(query, inputs, is_training=False, capture=True)
   query, inputs = normal(2, 4, 7), normal(2, 5, 8)
   params, apply = build(forward, query, inputs)
   expected, expected_weights = reference_attention(params, 'attention', query, inputs, num_heads)
@@ -197,7 +200,7 @@ def test_a_cross_attend_is_that_of_the_papers(settings, widths):
 @pytest.mark.parametrize('num_heads, widening', [(1, 1), (4, 4)])
 def test_a_self_attend_is_that_of_the_papers(num_heads, widening):
   x = normal(2, 5, 8)
-  params, apply = build(lambda x: SelfAttend(num_heads, widening=widening)(x, is_training=False), x)
+  params, apply = build(lambda x: SelfAttend(num_heads, widening=widening)(x, is_training=False, capture=True), x)
   assert params['self_attend/mlp/hidden']['w'].shape == (8, 8 * widening)
   expected, expected_weights = reference_self_attend(params, 'self_attend', x, num_heads)
   outputs, weights = apply(params, None, x)
@@ -231,7 +234,7 @@ def test_the_exact_gelu_bends_by_the_error_function():
 def test_a_self_attend_may_be_narrower_or_wider_than_its_latents(qk_channels, v_channels, widths):
   x = normal(2, 5, 8)
   params, apply = build(
-    lambda x: SelfAttend(2, qk_channels=qk_channels, v_channels=v_channels)(x, is_training=False), x)
+    lambda x: SelfAttend(2, qk_channels=qk_channels, v_channels=v_channels)(x, is_training=False, capture=True), x)
   found = tuple(params[f'self_attend/attention/{name}']['w'].shape for name in ('query', 'key', 'value', 'output'))
   assert found == ((8, widths[0]), (8, widths[0]), (8, widths[1]), (widths[1], 8))
   expected, expected_weights = reference_self_attend(params, 'self_attend', x, 2)
@@ -244,7 +247,8 @@ def test_a_self_attend_may_be_narrower_or_wider_than_its_latents(qk_channels, v_
 def test_a_masked_row_may_read_the_mean_of_all_values():
   query, key, value = normal(2, 3, 2, 4), normal(2, 5, 2, 4), normal(2, 5, 2, 4)
   valid = np.array([[1, 0, 1, 1, 0], [0, 0, 0, 0, 0]])
-  outputs, weights = attend(query, key, value, valid=valid, query_mask=np.zeros((2, 3)), masked_rows='mean')
+  outputs, weights = attend(
+    query, key, value, valid=valid, query_mask=np.zeros((2, 3)), masked_rows='mean', capture=True)
   expected, _ = attend(query[:1], key[:1], value[:1], valid=valid[:1])
   np.testing.assert_allclose(outputs[:1], expected, rtol=1e-12)
   np.testing.assert_allclose(outputs[1], np.broadcast_to(value[1].mean(0).reshape(-1), (3, 8)), rtol=1e-12)
@@ -259,7 +263,7 @@ def test_a_masked_row_has_no_weights_and_a_masked_nan_hurts_nobody():
   valid = np.array([[1, 0, 1, 1, 0], [0, 0, 0, 0, 0]])
   expected, _ = attend(query, key, value, valid=valid)
   value[:, [1, 4]] = np.nan
-  outputs, weights = attend(query, key, value, valid=valid)
+  outputs, weights = attend(query, key, value, valid=valid, capture=True)
   np.testing.assert_array_equal(outputs, expected)
   assert not np.any(weights[1]) and np.all(np.sum(weights[0], -1) > 0.99)
 
@@ -289,6 +293,56 @@ def test_heads_that_do_not_divide_the_channels_are_named_with_both_numbers(setti
   x = jnp.ones((1, 2, 7))
   with pytest.raises(UserError, match=message):
     jax.eval_shape(hk.transform(cross_attend(num_heads=3, **settings)).init, jax.random.key(0), x, x)
+
+
+# The kernels: all with the same result.
+
+
+def _num_dots(*arguments):
+  return str(jax.make_jaxpr(attend)(*arguments)).count('dot_general[')
+
+
+@pytest.mark.usefixtures('float64')
+def test_large_heads_are_multiplied_one_by_one_on_a_cpu_with_the_same_result():
+  query, key, value = normal(1, 64, 2, 3), normal(1, 1024, 2, 3), normal(1, 1024, 2, 4)
+  is_cpu = jax.default_backend() == 'cpu'
+  assert _num_dots(query, key, value) == (4 if is_cpu else 2) and _num_dots(query, key[:, :9], value[:, :9]) == 2
+  may, valid = np.ones((1, 64, 1024), bool), np.ones((1, 1024))
+  may[:, 5], may[:, :, 7], valid[:, 7] = False, False, 0
+  query_mask = may.any(-1)
+  apart = functools.partial(attend, valid=valid, query_mask=query_mask, capture=True)
+  expected, expected_weights = reference_attend(query, key, value, may)
+  outputs, weights = compiled(apart)(query, key, value)
+  np.testing.assert_allclose(outputs, expected, rtol=1e-12, atol=1e-12)
+  np.testing.assert_allclose(weights[:, :, query_mask[0]], expected_weights[:, :, query_mask[0]], rtol=1e-12)
+
+
+def test_dropout_draws_for_each_head_that_is_multiplied_by_itself():
+  x = np.ones((1, 256, 2, 3), np.float32)
+  outputs = compiled(hk.transform(lambda x: attend(x, x, x, dropout_prob=0.5)[0]).apply)({}, jax.random.key(0), x)
+  np.testing.assert_allclose(outputs.mean(), 1.0, atol=0.05)
+  assert (outputs[..., :3] != outputs[..., 3:]).mean() > 0.5
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('masked', [False, True])
+def test_the_fused_kernel_heeds_masks_as_attend_does(masked):
+  query, key, value = normal(3, 4, 2, 8), normal(3, 5, 2, 8), normal(3, 5, 2, 8)
+  valid, query_mask = (VALID, QUERY_MASK) if masked else (None, None)
+  attending = attention.may_attend(valid, query_mask)
+  outputs = compiled(functools.partial(attention.fused, valid=valid, attending=attending, implementation='xla'))
+  expected, _ = attend(query, key, value, valid=valid, query_mask=query_mask)
+  np.testing.assert_allclose(outputs(query, key, value), expected, rtol=1e-6, atol=1e-7)  # its softmax is float32
+
+
+def test_cudnn_is_for_16_bits_narrow_heads_and_even_masks_on_a_gpu_of_nvidias():
+  x = lambda dtype=jnp.bfloat16, size=128, length=4: jnp.zeros((2, length, 2, size), dtype)
+  suits = lambda x, valid=None, capability='9.0': attention.suits_cudnn(capability, x, x, x, valid)
+  for capability, is_there in (('9.0', True), ('8.6', True), ('12.0', True), ('7.5', False), ('gfx90a', False)):
+    assert suits(x(), capability=capability) == is_there, capability
+  assert suits(x(jnp.float16)) and suits(x(size=64)) and suits(x(length=5)) and suits(x(), np.ones((2, 4)))
+  assert not suits(x(jnp.float32)) and not suits(x(size=261)) and not suits(x(size=130)) and not suits(x(size=12))
+  assert not suits(x(length=5), np.ones((2, 5))), 'a mask is a bias, of which an odd number has no gradient'
 
 
 # What a block starts from (facts of the authors' code: unit gain, corrected for the truncation).
@@ -419,7 +473,7 @@ def _rounded(x):
 def test_with_bfloat16_arguments_logits_and_softmax_are_float32():
   # Logits of about 30 are 0.125 apart in bfloat16, and weights near 1 are 0.004 apart.
   (query, query64), (key, key64), (value, value64) = (_rounded(3 * normal(2, n, 2, 16)) for n in (4, 6, 6))
-  outputs, weights = compiled(attend)(query, key, value)
+  outputs, weights = compiled(functools.partial(attend, capture=True))(query, key, value)
   expected, expected_weights = reference_attend(query64, key64, value64)
   assert np.abs(np.einsum('bthk,bshk->bhts', query64, key64) / 4).max() > 16
   assert (outputs.dtype, weights.dtype) == (jnp.bfloat16, jnp.float32)
@@ -451,8 +505,8 @@ def test_float32_inputs_meet_a_bfloat16_query_only_after_they_are_normalised():
 def test_float64_stays_float64():
   query, inputs = normal(2, 4, 6), normal(2, 5, 9)
   def forward(query, inputs):
-    latents, weights = CrossAttend()(query, InputArray(inputs), is_training=False)
-    return [latents, weights, *SelfAttend(2)(latents, is_training=False)]
+    latents, weights = CrossAttend()(query, InputArray(inputs), is_training=False, capture=True)
+    return [latents, weights, *SelfAttend(2)(latents, is_training=False, capture=True)]
   params, apply = build(forward, query, inputs)
   assert [x.dtype for x in apply(params, None, query, inputs)] == 4 * [np.dtype('float64')]
 
@@ -464,7 +518,7 @@ def test_float64_stays_float64():
 def test_the_gradient_of_attend_is_numeric():
   arguments = normal(3, 4, 2, 3), normal(3, 5, 2, 3), normal(3, 5, 2, 4)
   def function(arguments):
-    outputs, weights = attend(*arguments, valid=VALID, query_mask=QUERY_MASK)
+    outputs, weights = attend(*arguments, valid=VALID, query_mask=QUERY_MASK, capture=True)
     return jnp.sum(outputs * normal(*outputs.shape)) + jnp.sum(weights[:2] * normal(*weights[:2].shape))
   assert_gradient_is_numeric(function, arguments)
 
@@ -486,7 +540,7 @@ def test_the_gradient_of_a_cross_attend_is_numeric():
 def test_dropout_on_the_weights_preserves_the_expectation_and_returns_the_weights_undropped():
   num_draws = 4000  # one draw an example, as each has its own
   query, key, value = (np.repeat(normal(1, n, 2, 3), num_draws, axis=0).astype(np.float32) for n in (3, 4, 4))
-  function = hk.transform(lambda *arguments: attend(*arguments, dropout_prob=0.3))
+  function = hk.transform(lambda *arguments: attend(*arguments, dropout_prob=0.3, capture=True))
   outputs, weights = compiled(function.apply)({}, jax.random.key(0), query, key, value)
   expected, expected_weights = reference_attend(query[:1], key[:1], value[:1])
   np.testing.assert_allclose(weights, np.broadcast_to(expected_weights, weights.shape), rtol=1e-5)

@@ -38,19 +38,19 @@ ARCHITECTURES = {
 
 def _forward(
   features, valid=None, *, num_cross_attends, num_blocks, num_layers, head='query', arrangement='interleaved',
-  share_cross_attends=True, share_blocks=True, is_training=False, capture=False, **dropout,
+  share_cross_attends=True, share_blocks=True, is_training=False, remat='none', capture=False, **dropout,
 ):
   """[B, M, C] -> [B, O, E] of four learned queries, or [B, E] of a pooled head."""
   encoder = Encoder(NUM_LATENTS, LATENT_CHANNELS, num_cross_attends, share_cross_attends, **dropout)
   processor = Processor(num_blocks, num_layers, share_blocks, num_heads=NUM_HEADS, **dropout)
   inputs = InputArray(features, None, valid)
   latents, captured = encode(
-    encoder, processor, inputs, is_training=is_training, arrangement=arrangement, capture=capture)
+    encoder, processor, inputs, is_training=is_training, arrangement=arrangement, remat=remat, capture=capture)
   if head == 'pool':
     return pool(latents, NUM_OUTPUTS), captured
   query = learned_query(4, 6, len(features))
-  outputs, weights = Decoder(NUM_OUTPUTS, num_heads=2)(query, latents, is_training=is_training)
-  return outputs, {**captured, 'decoder': weights}
+  outputs, weights = Decoder(NUM_OUTPUTS, num_heads=2)(query, latents, is_training=is_training, capture=capture)
+  return outputs, {**captured, 'decoder': weights} if capture else captured
 
 
 def _reference(
@@ -129,7 +129,7 @@ def test_the_model_is_that_of_the_papers_and_shows_what_it_looked_at(name):
 def test_nothing_is_captured_unless_asked_for(name):
   architecture = ARCHITECTURES[name]
   outputs, captured = jax.eval_shape(_transformed(architecture).apply, _params(architecture), None, FEATURES)
-  assert captured.keys() <= {'decoder'} and outputs.shape[-1] == NUM_OUTPUTS
+  assert not captured and outputs.shape[-1] == NUM_OUTPUTS
 
 
 def _modules(depth, **settings):
@@ -287,6 +287,52 @@ def test_the_gradient_of_the_whole_model_is_numeric_and_reaches_every_parameter(
         assert largest < 1e-10, 'the softmax cancels it'
       else:
         assert largest > 1e-6, f'{path}/{name}'
+
+
+# What the backward pass computes again.
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('architecture', [
+  dict(NESTED, num_cross_attends=2, num_blocks=4),
+  dict(IO, num_blocks=2, num_layers=1, share_blocks=False, head='pool'),
+], ids=['shared', 'not_shared'])
+def test_computing_again_changes_no_gradient_no_dropout_and_nothing_captured(architecture):
+  params, key = _params(architecture), jax.random.key(3)
+
+  def gradient(remat):
+    apply = _transformed(
+      architecture, is_training=True, remat=remat, capture=True, dropout_prob=0.3, attention_dropout_prob=0.3).apply
+
+    def loss(params):
+      outputs, captured = apply(params, key, FEATURES)
+      return jnp.sum(outputs * normal(*outputs.shape)), (outputs, captured)
+    return compiled(jax.grad(loss, has_aux=True))(params)
+
+  none = gradient('none')
+  for other in (gradient('dots'), gradient('layers')):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), other, none)
+
+
+def _temporary_bytes(remat):
+  def loss(features):
+    latents, _ = encode(
+      Encoder(64, 64), Processor(4, 2, num_heads=2), InputArray(features), is_training=True, remat=remat)
+    return jnp.sum(latents**2)
+  function = hk.transform(loss)
+  features = np.ones((1, 8, 5), np.float32)
+  params = jax.eval_shape(function.init, jax.random.key(0), features)
+  return jax.jit(jax.grad(function.apply)).lower(params, None, features).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_the_more_is_computed_again_the_less_memory_is_needed():
+  none, dots, layers = (_temporary_bytes(remat) for remat in ('none', 'dots', 'layers'))
+  assert layers < 0.8 * dots and dots < 0.7 * none
+
+
+def test_a_remat_that_there_is_not_is_the_users_mistake():
+  with pytest.raises(UserError, match=r"remat is 'none', 'dots' or 'layers', not 'some'"):
+    jax.eval_shape(_transformed(IO, remat='some').init, jax.random.key(0), FEATURES)
 
 
 # Dtypes.

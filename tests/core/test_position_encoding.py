@@ -125,6 +125,15 @@ def test_a_grid_holds_a_table_per_axis_and_nothing_of_its_own_size(shape):
   assert fourier_grid(shape, 3, order=order).order is order
 
 
+def test_cells_may_sit_elsewhere_if_each_axis_says_where():
+  rows, columns = np.array([-1, 0.5, 0], np.float32), np.array([0.25, 1], np.float32)
+  cells = np.stack(np.meshgrid(rows, columns, indexing='ij'), axis=-1).reshape(6, 2)
+  found = _joined(fourier_grid((3, 2), 4, (8, 8), coordinates=(rows, columns)))
+  np.testing.assert_allclose(found, fourier_features(cells, 4, (8, 8)), atol=1e-5)
+  with pytest.raises(UserError, match=r'a grid \(3, 2\) has not the coordinates \[\[2\], \[3\]\]'):
+    fourier_grid((3, 2), 4, coordinates=(columns, rows))
+
+
 def test_a_grid_goes_through_transformations():
   grid = fourier_grid((4, 6), 3, order=np.arange(24)[::-1].copy())
   np.testing.assert_array_equal(jax.jit(joined)(grid), joined(grid))
@@ -162,3 +171,9 @@ def test_a_learned_table_starts_small_and_truncated():
     table = params['places']['table'] / scale
     assert 1.95 < np.abs(table).max() <= 2.0 + 1e-6
     np.testing.assert_allclose(np.std(table), 0.8796, rtol=0.03)  # of a normal cut at two deviations
+
+
+def test_the_tables_of_a_grid_are_made_when_a_step_is_traced_and_not_in_each_step():
+  table = lambda: joined(fourier_grid((6, 7), 3))
+  assert not {'sin', 'cos', 'iota'} & {str(equation.primitive) for equation in jax.make_jaxpr(table)().eqns}
+  np.testing.assert_array_equal(jax.jit(table)(), table())

@@ -106,6 +106,11 @@ def test_what_does_not_count_changes_the_flow_of_those_pixels_alone_that_ask_by_
   assert np.abs(model({'frames': changed})['flow'] - model(FRAMES)['flow'])[:, :unchanged].max() > 1e-6
 
 
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_the_flow_and_its_gradients_are_the_same_by_every_path(variant):
+  tiny.assert_paths_agree(f'optical_flow:{variant}', FRAMES)
+
+
 def test_an_example_does_not_depend_on_its_company(config):
   tiny.assert_company_does_not_matter(config, FRAMES)
 

@@ -101,6 +101,10 @@ def test_points_in_chunks_are_the_same(config, whole, monkeypatch):
   tiny.assert_close(some['video'], whole['video'].reshape(2, -1, 3)[:, pixels])
 
 
+def test_the_clip_and_its_gradients_are_the_same_by_every_path():
+  tiny.assert_paths_agree('video_autoencoding:debug', BATCH)
+
+
 def test_an_example_does_not_depend_on_its_company(config):
   tiny.assert_company_does_not_matter(config, BATCH)
   points = {**BATCH, 'video_points': np.array([1, 9], np.int32)}

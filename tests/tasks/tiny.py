@@ -104,6 +104,26 @@ def idle_parameters(config, batch):
   return {name for name, size in largest.items() if size < 1e-5 * middle}
 
 
+def assert_paths_agree(experiment, batch):
+  """Outputs, and gradients by all parameters, with attention=factored are those of the dense path."""
+  params = random_params(read_config(experiment))
+
+  def run(attention):
+    forward = functools.partial(task_of(read_config(experiment, attention=attention)).forward, is_training=True)
+
+    def loss(params):
+      outputs = hk.transform_with_state(forward).apply(params, {}, None, batch)[0]
+      rng = np.random.default_rng(0)
+      return sum(jnp.sum(rng.normal(size=outputs[name].shape) * outputs[name]) for name in sorted(outputs)), outputs
+
+    return compiled(jax.grad(loss, has_aux=True))(params)
+
+  (expected_gradient, expected), (gradient, outputs) = run('dense'), run('factored')
+  assert_close(outputs, expected)
+  flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (gradient, expected_gradient)]
+  assert np.linalg.norm(flat[0] - flat[1]) < 1e-5 * np.linalg.norm(flat[1])
+
+
 def key_biases(config):
   """Which move all logits of a query alike, so that no softmax sees them."""
   params, _ = template(config)

@@ -1,0 +1,70 @@
+"""What the position encoding of a whole grid is made of: a table per axis, and where its channels stand among C.
+
+Shapes: B batch, M = n_1 * ... * n_d cells, F channels of features, P_a of the positions along axis a, K of padding,
+C = F + P_1 + ... + P_d + K.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perceiver_jax.core.input_array import InputArray
+from perceiver_jax.core.position_encoding import FourierGrid
+
+EPSILON = 1e-5  # of LayerNorm
+
+
+def whole_grid(inputs: InputArray) -> FourierGrid | None:
+  """The grid of which there is one element for each cell, in an order known before tracing; else None."""
+  grid, num_elements = inputs.positions, inputs.features.shape[1]
+  if not isinstance(grid, FourierGrid) or isinstance(grid.order, jax.core.Tracer):
+    return None
+  is_whole = math.prod(shape_of(grid)) == num_elements
+  is_whole &= grid.order is None or np.array_equal(np.sort(grid.order), np.arange(num_elements))
+  return grid if is_whole else None
+
+
+def shape_of(grid: FourierGrid) -> tuple[int, ...]:
+  """Cells along each axis."""
+  return tuple(len(axis) for axis in grid.coordinates)
+
+
+def tables(grid: FourierGrid, dtype: jnp.dtype) -> list[jax.Array]:
+  """Per axis [n_a, P_a]: coordinate, sines, cosines."""
+  parts = zip(grid.coordinates, grid.sines, grid.cosines, strict=True)
+  return [jnp.concatenate([raw[:, None], sines, cosines], axis=1).astype(dtype) for raw, sines, cosines in parts]
+
+
+def columns(grid: FourierGrid, num_features: int) -> list[np.ndarray]:
+  """Per axis [P_a]: which of the C channels of joined elements are those of its table."""
+  widths = [*(1 for _ in grid.coordinates), *(x.shape[1] for x in grid.sines), *(x.shape[1] for x in grid.cosines)]
+  ends = num_features + np.cumsum(widths)
+  parts = [np.arange(end - width, end) for end, width in zip(ends, widths, strict=True)]
+  return [np.concatenate(parts[axis::len(grid.coordinates)]) for axis in range(len(grid.coordinates))]
+
+
+def along(x: jax.Array, axis: int, num_axes: int) -> jax.Array:
+  """[B, n, R] -> [B, 1, n, 1, R], of `num_axes` axes between, to be added to what stands on the grid."""
+  return x.reshape(x.shape[0], *(-1 if i == axis else 1 for i in range(num_axes)), x.shape[-1])
+
+
+def inverse_deviation(features: jax.Array, axes: Sequence[jax.Array], padding: jax.Array) -> jax.Array:
+  """One over the deviation of each element's C channels, as LayerNorm has it, from the moments of its parts.
+
+  features [B, n_1, ..., n_d, F], `axes` the tables [n_a, P_a], padding [K] -> [B, n_1, ..., n_d].
+  """
+  parts = [features] if features.shape[-1] else []
+  parts += [along(table[None], axis, len(axes)) for axis, table in enumerate(axes)]
+  parts += [padding] if len(padding) else []
+  num_channels = sum(part.shape[-1] for part in parts)
+  mean = sum(jnp.sum(part, axis=-1) / num_channels for part in parts)
+  squares = jnp.zeros(features.shape[:-1], features.dtype)
+  for part in parts:
+    own = jnp.mean(part, axis=-1)
+    squares += jnp.sum(jnp.square(part - own[..., None]), axis=-1) + part.shape[-1] * jnp.square(own - mean)
+  return jax.lax.rsqrt(squares / num_channels + EPSILON)
