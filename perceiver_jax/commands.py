@@ -12,13 +12,17 @@ keeps its traceback.
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import logging as std_logging
 import os
 import pkgutil
+import platform
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
@@ -84,7 +88,7 @@ def _read_train(argv: list[str]) -> Callable[[], int]:
   flags.DEFINE_integer(
     'profile', 0, 'How many steps to trace into WORKDIR/profile; 0 traces none.', flag_values=flag_values, lower_bound=0
   )
-  path, argv = _take_config(flag_values.read_flags_from_files(argv))
+  path, argv = take_config(flag_values.read_flags_from_files(argv))
   if not path or asks_for_help(argv):
     flags.DEFINE_string('config', None, _CONFIG_HELP, flag_values)
     if asks_for_help(argv):
@@ -139,7 +143,7 @@ def asks_for_help(argv: Sequence[str]) -> bool:
   return not {'--help', '-help', '-h'}.isdisjoint(argv)
 
 
-def _take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+def take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
   """Splits `--config=VALUE`, or `--config VALUE`, from the rest; of several the last counts, as for any flag."""
   value, others = None, []
   arguments = iter(argv)
@@ -186,10 +190,41 @@ def _show_log() -> None:
     lambda record: record.levelno > std_logging.INFO or 'perceiver_jax' in record.pathname)
 
 
+def keep_compiled() -> None:
+  """Lets JAX keep what took it a second or more to compile, for the next start; to be called before JAX is imported.
+
+  It goes to $XDG_CACHE_HOME/perceiver_jax/compiled (~/.cache where that is not set), in a folder for each kind of CPU:
+  machines that share a home need not have the same instructions. JAX_COMPILATION_CACHE_DIR names another place, or
+  none if it is empty. Nothing is kept where that cannot be, which is said on stderr.
+  """
+  if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+    return
+  cache = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
+  folder = cache / 'perceiver_jax' / 'compiled' / _instructions()
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+  except OSError as error:
+    print(f'{folder}: {error.strerror}; what is compiled is not kept for the next start', file=sys.stderr)
+    return
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)
+
+
+def _instructions() -> str:
+  """A name for what this CPU can do: XLA compiles for all of it."""
+  try:
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+  except OSError:
+    return platform.machine()
+  features = next((line for line in lines if line.lower().startswith(('flags', 'features'))), '')
+  return f'{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}'
+
+
 def _train(config: ConfigDict, workdir: str, profile_steps: int) -> int:
   _show_log()
+  keep_compiled()
   run_config.check_ranges(config)  # the run asks again, but a task may fail at them in its own way
-  task = _make_task(config)
+  task = make_task(config)
   from perceiver_jax.training import loop
 
   exit_code = loop.train(config, workdir, task, profile_steps=profile_steps)
@@ -199,14 +234,16 @@ def _train(config: ConfigDict, workdir: str, profile_steps: int) -> int:
 
 
 def _evaluate_workdir(workdir: str, checkpoint: str, split: str, settings: dict[str, Any]) -> int:
+  keep_compiled()
   config = _with_settings(run_config.load(workdir), settings)
-  task = _make_task(config)
+  task = make_task(config)
   from perceiver_jax.training.evaluate import evaluate_workdir
 
   return _show_figures(evaluate_workdir(config, workdir, task, split=split, checkpoint=checkpoint))
 
 
 def _evaluate_model(model: str, path: str | None, split: str, settings: dict[str, Any]) -> int:
+  keep_compiled()
   from perceiver_jax.inference.source import open_source
 
   source = open_source(model, path)
@@ -224,7 +261,7 @@ def _evaluate_model(model: str, path: str | None, split: str, settings: dict[str
 
 def _evaluate_source(source: Source, split: str, settings: dict[str, Any]) -> int:
   config = _with_settings(source.config, settings)
-  task = _make_task(config)
+  task = make_task(config)
   from perceiver_jax.training.evaluate import evaluate_weights
 
   announce = functools.partial(print, 'Compiling the model, which takes a while ...', file=sys.stderr)
@@ -259,7 +296,7 @@ def _unreadable() -> str:
   return f'{len(names)} ({", ".join(names[:5])}{" ..." if len(names) > 5 else ""})' if names else ''
 
 
-def _make_task(config: ConfigDict) -> Task:
+def make_task(config: ConfigDict) -> Task:
   """`tasks/<config.task>.make(config)`. Raises UserError where there is no such file."""
   if config.deterministic:
     # Read when JAX first meets a device, so before anything of it is imported.

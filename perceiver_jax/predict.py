@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from perceiver_jax.commands import answer, asks_for_help, show_text
+from perceiver_jax.commands import answer, asks_for_help, keep_compiled, show_text
 from perceiver_jax.types import UserError
 
 
@@ -64,6 +64,7 @@ def _check_output(output: str, others: Sequence[str]) -> None:
 
 
 def _predict(model: str, path: str | None, inputs: Sequence[str], output: str | None) -> int:
+  keep_compiled()
   import jax
 
   from perceiver_jax.inference.predictor import load

@@ -237,7 +237,7 @@ def test_deterministic_asks_xla_for_the_same_bits(monkeypatch, deterministic):
   monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=false')
   config = config_file.load('configs/digits.py')
   config.deterministic = deterministic
-  assert commands._make_task(config).spec['image'].shape == (8, 8, 1)
+  assert commands.make_task(config).spec['image'].shape == (8, 8, 1)
   asked = os.environ['XLA_FLAGS'].split()
   assert asked == ['--xla_cpu_enable_fast_math=false'] + ['--xla_gpu_deterministic_ops=true'] * deterministic
 
@@ -293,6 +293,49 @@ def test_eval_of_a_folder_that_is_no_run_is_answered_by_the_real_program(tmp_pat
 
 
 @pytest.mark.slow
+def _keep_in(monkeypatch, cache):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(cache))
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+  commands.keep_compiled()
+  return os.environ.get('JAX_COMPILATION_CACHE_DIR')
+
+
+def test_what_is_compiled_is_kept_in_the_cache_of_the_user(monkeypatch, tmp_path, capsys):
+  folder = pathlib.Path(_keep_in(monkeypatch, tmp_path / 'cache'))
+  assert folder.parent == tmp_path / 'cache' / 'perceiver_jax' / 'compiled' and not list(folder.iterdir())
+  assert folder == pathlib.Path(_keep_in(monkeypatch, tmp_path / 'cache'))
+  assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize('chosen', ['elsewhere', ''])
+def test_a_compilation_cache_that_somebody_chose_stays_or_stays_off(monkeypatch, tmp_path, chosen):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', chosen)
+  commands.keep_compiled()
+  assert os.environ['JAX_COMPILATION_CACHE_DIR'] == chosen and not list(tmp_path.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_named_and_done_without(monkeypatch, tmp_path, capsys):
+  (tmp_path / 'cache').write_text('a file, not a folder')
+  assert _keep_in(monkeypatch, tmp_path / 'cache') is None
+  assert str(tmp_path / 'cache' / 'perceiver_jax') in capsys.readouterr().err
+
+
+def test_a_second_start_reads_what_the_first_compiled_and_a_spoilt_entry_ends_nothing(monkeypatch, tmp_path):
+  folder = pathlib.Path(_keep_in(monkeypatch, tmp_path))
+  program = (
+    'import jax, jax.numpy as jnp, jax.monitoring; hits = []; '
+    'jax.monitoring.register_event_listener(lambda name, **_: hits.append(name.endswith("/cache_hits"))); '
+    'print(jax.jit(lambda x: jnp.sin(x) * 2)(jnp.ones(3)).tolist(), sum(hits) > 0)')
+  run = lambda: subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True).stdout
+  first, second = run(), run()
+  entries = [path for path in folder.iterdir() if path.name.endswith('-cache')]
+  assert first.endswith('False\n') and second == first.replace('False', 'True') and entries
+  for entry in entries:
+    entry.write_bytes(entry.read_bytes()[:20])
+  assert run() == first
+
+
 def test_an_interruption_before_the_run_begins_is_quiet(tmp_path):
   # A shell starts what it runs in the background with SIGINT ignored.
   path = _config_file(

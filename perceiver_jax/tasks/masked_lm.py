@@ -36,7 +36,7 @@ def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bo
   inputs = text_inputs(tokens, table, data.max_length, valid)
   latents, captured = assembly.read(config, inputs, is_training=is_training, capture=capture)
   decoder = assembly.decoder(
-    model, None, num_heads=model.num_decoder_heads, qk_channels=model.decoder_qk_channels,
+    config, None, num_heads=model.num_decoder_heads, qk_channels=model.decoder_qk_channels,
     v_channels=model.token_channels)
   query = learned_query(data.max_length, model.token_channels, tokens.shape[0])
   answers, weights = decoder(

@@ -1,0 +1,62 @@
+"""A config's model as shapes and functions: no array of it exists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import haiku as hk
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from perceiver_jax.inference.model import task_of, template
+from perceiver_jax.training import experiment
+from perceiver_jax.training.step import Apply
+from perceiver_jax.types import Task, TrainState, Tree
+
+KEY = jax.ShapeDtypeStruct((2,), np.uint32)  # a random key
+
+
+class Model(NamedTuple):
+  """What is counted and compiled; every leaf of its trees is a `jax.ShapeDtypeStruct`."""
+
+  config: ConfigDict
+  task: Task
+  apply: Apply
+  params: Tree
+  state: Tree
+  experiment: experiment.Experiment | None  # None of a task that can only be used
+  train_state: TrainState | None
+
+
+def describe(config: ConfigDict) -> Model:
+  """The model, and its training where the task can be trained. Raises UserError as `experiment.build` does."""
+  task = task_of(config)
+  if None in (task.batches, task.loss, task.metrics):
+    params, state = template(config)
+    return Model(config, task, hk.transform_with_state(task.forward).apply, params, state, None, None)
+  built = experiment.build(config, task)
+  train_state = jax.eval_shape(built.init)
+  return Model(config, task, built.apply, train_state.params, train_state.state, built, train_state)
+
+
+def changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+  """A copy with other values, by dotted key."""
+  copy = ConfigDict(config.to_dict())
+  copy.update_from_flattened_dict(values)
+  return copy.lock()
+
+
+def batch_of(task: Task, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """{name: [size, ...]}, as the task's spec says, and 'mask'; of pictures that are mixed, without their partners."""
+  batch = {name: jax.ShapeDtypeStruct((size, *field.shape), np.dtype(field.dtype)) for name, field in task.spec.items()}
+  return {**batch, 'mask': jax.ShapeDtypeStruct((size,), np.dtype('float32'))}
+
+
+def num_bytes(tree: Tree) -> int:
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def num_parameters(model: Model) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(model.params))
