@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from perceiver_jax.types import UserError
 
-LONG_ENOUGH = 0.1  # seconds; what takes less is called several times a measurement
+LONG_ENOUGH = 1.0  # seconds; what takes less is called several times a measurement, as the first finds caches cold
 
 
 class Taken(NamedTuple):

@@ -117,8 +117,8 @@ def fused(
 ) -> jax.Array:
   """[B, T, H * V]: `attend` by `jax.nn.dot_product_attention`, which with 'cudnn' never holds the weights in memory.
 
-  Its 'xla' does what `attend` does by itself, and so serves to test the masks; 'cudnn' has not been run here, nor has
-  anything else on a GPU or a TPU.
+  Its 'xla' does what `attend` does by itself, and so serves to test the masks. No test has run 'cudnn', which takes a
+  GPU.
   """
   (batch_size, num_queries), num_keys = query.shape[:2], key.shape[1]
   mask = None

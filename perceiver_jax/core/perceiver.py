@@ -231,7 +231,8 @@ class Decoder(hk.Module):
     """The answers [B, O, E] and, if captured, the attention weights [B, H, O, N].
 
     Args:
-      query: [B, O, Q]; or O elements, which on a whole grid are neither joined nor held, where `attention` allows.
+      query: [B, O, Q]; or O elements, which on a whole grid are neither joined nor held, where `attention` allows. What
+        does not count as an input asks all the same: its `valid` is for the encoder.
       latents: [B, N, D].
       is_training: turns dropout on.
       query_mask: [B, O], see `CrossAttend`.

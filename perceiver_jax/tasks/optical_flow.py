@@ -1,7 +1,7 @@
 """Where did every pixel go? (2107.14795, section 4.2 and appendix H.)
 
   frames [B, 2, H, W, C] -> frame_patches [B, 2, H, W, P] -> flow_inputs [B, M, F + P'] -> latents [B, N, D]
-  -> the first frame's inputs ask [B, H * W, F + P'] -> flow [B, H, W, 2]
+  -> the first frame's inputs ask, H * W of F + P' -> flow [B, H, W, 2]
 """
 
 from __future__ import annotations

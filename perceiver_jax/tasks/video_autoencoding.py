@@ -3,7 +3,7 @@
   video [B, T, H, W, 3], audio [B, S], label [B, E] -> pack [B, M, C] -> latents [B, N, D]
   -> a query for every pixel, every audio patch and the label -> video, audio, label again
 
-Each answer depends on its query alone, so that outputs are decoded in chunks, or only where asked.
+Each answer depends on its query alone, so that outputs are decoded a few at a time, or only where asked.
 """
 
 from __future__ import annotations
