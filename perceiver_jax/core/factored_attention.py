@@ -22,10 +22,9 @@ import numpy as np
 from perceiver_jax.core.grid_factors import EPSILON, along, columns, inverse_deviation, shape_of, tables, whole_grid
 from perceiver_jax.core.input_array import InputArray, Pack, dense, parts_of, size
 from perceiver_jax.core.position_encoding import FourierGrid
-from perceiver_jax.core.weighted_sums import Scores, Tables, Tiles, weighted_sums
+from perceiver_jax.core.weighted_sums import TILE, Scores, Tables, Tiles, weighted_sums
 from perceiver_jax.types import Array, UserError
 
-TILE = 2**17        # logits in a chunk of what has no grid; 512 KiB of float32, which stay in a core's cache
 WORTHWHILE = 2**15  # weights per example from which 'auto' leaves the dense path: fewer take a millisecond either way
 
 

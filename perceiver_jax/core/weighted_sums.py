@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from perceiver_jax.types import Array
 
 MASKED = -1e30    # the logit of an element that does not count
+TILE = 2**16      # logits of a tile on a CPU; 256 KiB of float32, which stay in a core's cache
 FEW_CHANNELS = 4  # up to which products with features are written out, as XLA then fuses them with what follows
 
 
@@ -80,6 +81,23 @@ def _over_examples(function: Callable[..., Any]) -> Callable[..., Any]:
   return mapped
 
 
+def _num_blocks(scores: Scores, tiles: Tiles) -> int:
+  """Into how many blocks rows of logits are to be cut, so that a tile has no more than TILE of them."""
+  num_rows, tile_size = scores.content.shape[-1], tiles.features.shape[-2]
+  if jax.default_backend() != 'cpu':
+    return 1
+  return next((n for n in range(1, num_rows // 64 + 1) if num_rows % n == 0 and tile_size * num_rows // n <= TILE), 1)
+
+
+def _cut(tree: Any, num_blocks: int) -> Any:
+  """[..., R] -> [num_blocks, ..., R / num_blocks]"""
+  return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(*x.shape[:-1], num_blocks, -1), -2, 0), tree)
+
+
+def _uncut(tree: Any) -> Any:
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1), tree)
+
+
 def _times(features: jax.Array, rows: jax.Array) -> jax.Array:
   """[W, F] times [F, R]."""
   if 1 <= features.shape[1] <= FEW_CHANNELS:
@@ -109,7 +127,13 @@ def _scaled(x: jax.Array, scale: Array | None) -> jax.Array:
 @_over_examples
 def _scanned(scores: Scores, tiles: Tiles) -> tuple[Scores, tuple[jax.Array, jax.Array]]:
   """The sums of one example; and per row its highest logit, and the sum of exp(logit - highest)."""
+  num_blocks = _num_blocks(scores, tiles)
+  if num_blocks == 1:
+    return _scan(scores, tiles)
+  return _uncut(jax.lax.map(lambda block: _scan(block, tiles), _cut(scores, num_blocks)))
 
+
+def _scan(scores: Scores, tiles: Tiles) -> tuple[Scores, tuple[jax.Array, jax.Array]]:
   def step(carry: Any, tile: Any) -> Any:
     (highest, total, last, content), (lead, tile) = carry, tile
     _, logits = _raw_and_logits(scores, lead, tile)
@@ -155,6 +179,24 @@ def _backward(
   scores: Scores, tiles: Tiles, sums: Scores, softmax: Any, cotangents: Any, *, to_tiles: bool,
 ) -> tuple[Scores, Tiles]:
   """Gradients of one example; there are none of its elements unless asked for."""
+  backward = functools.partial(_scan_backward, to_tiles=to_tiles)
+  of_rows, num_blocks = (scores, sums, softmax, cotangents), _num_blocks(scores, tiles)
+  if num_blocks == 1:
+    return backward(tiles, *of_rows)
+
+  def step(of_tiles: Tiles, block: Any) -> tuple[Tiles, Scores]:
+    of_scores, more = backward(tiles, *block)
+    return jax.tree.map(jnp.add, of_tiles, more), of_scores
+
+  nothing: Any = None
+  start = jax.tree.map(jnp.zeros_like, tiles._replace(valid=None)) if to_tiles else Tiles(nothing)
+  of_tiles, of_scores = jax.lax.scan(step, start, _cut(of_rows, num_blocks))
+  return _uncut(of_scores), of_tiles
+
+
+def _scan_backward(
+  tiles: Tiles, scores: Scores, sums: Scores, softmax: Any, cotangents: Any, *, to_tiles: bool,
+) -> tuple[Scores, Tiles]:
   (highest, total), (slopes, slope_of_total) = softmax, cotangents
   products = jax.tree.map(lambda x, ct: jnp.sum(x * ct, axis=0), sums, slopes)
   mean = sum(jax.tree.leaves(products)) - slope_of_total  # what softmax takes from every logit's gradient

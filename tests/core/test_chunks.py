@@ -52,10 +52,10 @@ def test_attention_in_chunks_is_attention(masked, masked_rows):
     valid = (rng.uniform(size=(2, 7)) < 0.6).astype(int)
     valid[1] = 0
     masks = {'valid': valid, 'query_mask': (rng.uniform(size=(2, 11)) < 0.6).astype(int)}
-  expected = attend(query, key, value, masked_rows=masked_rows, **masks)
+  expected = attend(query, key, value, masked_rows=masked_rows, capture=True, **masks)
   for most_logits in (1, 2 * 2 * 7 * 3, 2 * 2 * 7 * 11):
     function = hk.transform(lambda most=most_logits: attend(
-      query, key, value, masked_rows=masked_rows, most_logits=most, **masks))
+      query, key, value, masked_rows=masked_rows, most_logits=most, capture=True, **masks))
     found = function.apply({}, None)
     for a, b in zip(found, expected, strict=True):
       np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
-from perceiver_jax.core import factored_attention
+from perceiver_jax.core import factored_attention, weighted_sums
 from perceiver_jax.core.cross_attend import CrossAttend
 from perceiver_jax.core.factored_attention import choose
 from perceiver_jax.core.input_array import InputArray, Pack, with_valid
@@ -103,6 +103,15 @@ def test_every_path_over_a_grid_is_the_dense_one(shape, num_channels, settings, 
 def test_every_path_is_the_dense_one_in_float32(shape, num_channels, settings, attention):
   distances = _distances_of_grid(shape, num_channels, attention, dtype=np.float32, **settings)
   assert max(distances) < TOLERANCE[np.float32]
+
+
+@pytest.mark.usefixtures('float64')
+def test_many_rows_of_logits_are_cut_into_blocks(monkeypatch):
+  monkeypatch.setattr(weighted_sums, 'TILE', 64 * 7)
+  scores = weighted_sums.Scores(np.zeros((1, 3, 192)))
+  assert weighted_sums._num_blocks(scores, weighted_sums.Tiles(np.zeros((1, 2, 7, 3)))) == 3
+  forward = functools.partial(_attended, positions=functools.partial(fourier_grid, (2, 7), 2))
+  assert max(_distances(forward, (normal(2, 192, 6), normal(2, 14, 3)), 'factored')) < TOLERANCE[np.float64]
 
 
 @pytest.mark.usefixtures('float64')
