@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -69,14 +70,16 @@ def _read(argv: list[str]) -> Callable[[], int]:
 def _check(given: dict[str, Any]) -> None:
   """Raises UserError for what cannot be, before anything is waited for."""
   for name in ('devices', 'memory_gib', 'gflops'):
-    if given[name] is not None and not given[name] > 0:
-      raise UserError(f'--{name}={given[name]:g} must be more than 0')
+    if given[name] is not None and not 0 < given[name] < math.inf:
+      raise UserError(f'--{name}={given[name]:g} must be more than 0, and finite')
   if given['fit'] and given['gflops'] is None and given['memory_gib'] is None:
     raise UserError('--fit needs a budget: --gflops=100, of one example forward, or --memory_gib=16, of one device')
   if given['gflops'] is not None and not given['fit']:
     raise UserError('--gflops goes with --fit alone')
   if given['json'] is not None and not Path(given['json']).absolute().parent.is_dir():
     raise UserError(f'--json={given["json"]}: there is no directory {Path(given["json"]).parent}; make it first')
+  if given['json'] is not None and Path(given['json']).is_dir():
+    raise UserError(f'--json={given["json"] or "."} is a directory; name a file')
 
 
 def _plan(path: str, config: ConfigDict, given: dict[str, Any]) -> int:

@@ -6,10 +6,11 @@ import warnings
 
 import haiku as hk
 import jax
+import jax.numpy as jnp
 
 from perceiver_jax.core.attention import Attention, Mlp, dropout, layer_norm, may_attend
 from perceiver_jax.core.factored_attention import AbsorbedAttention, Parameters, choose
-from perceiver_jax.core.input_array import InputArray, Pack, dense, size, valid_elements
+from perceiver_jax.core.input_array import InputArray, Pack, check_query, dense, size, valid_elements
 from perceiver_jax.types import Array
 
 
@@ -59,8 +60,10 @@ class CrossAttend(hk.Module):
     """Returns [B, T, Cq] and, if captured, the attention weights [B, H, T, M].
 
     A query masked out by `query_mask` [B, T], or with no valid input, reads what `masked_rows` of `attend` says, and
-    goes on through bias, residual and MLP. To capture the weights, and dropout on them, take the dense path.
+    goes on through bias, residual and MLP. To capture the weights, and dropout on them, take the dense path. Raises
+    UserError for shapes that do not fit.
     """
+    check_query(query.shape, inputs, query_mask)
     normed = layer_norm(query, 'query_norm')
     *_, num_channels = size(inputs)
     qk_channels = self.qk_channels or num_channels
@@ -76,7 +79,7 @@ class CrossAttend(hk.Module):
     if path == 'dense' or capture or is_dropped or hk.running_init():
       attended, weights = Attention(*widths, self.attention_dropout_prob, self.masked_rows)(
         normed,
-        layer_norm(dense(inputs), 'inputs_norm', query.dtype),
+        layer_norm(self._that_count(inputs), 'inputs_norm', query.dtype),
         valid=valid_elements(inputs),
         query_mask=query_mask,
         is_training=is_training,
@@ -90,3 +93,12 @@ class CrossAttend(hk.Module):
     x = query + attended if self.query_residual else attended
     mlp = Mlp(self.widening, self.gelu)(layer_norm(x, 'mlp_norm'))
     return x + dropout(mlp, self.dropout_prob, is_training), weights
+
+  def _that_count(self, inputs: InputArray | Pack) -> jax.Array:
+    """[B, M, C], zero where an element counts for nothing: it may hold NaN, and 0 * NaN is not 0."""
+    joined, valid = jnp.asarray(dense(inputs)), valid_elements(inputs)
+    if valid is None:
+      return joined
+    if self.masked_rows == 'mean':  # of an example of which nothing is valid, all elements count alike
+      valid = (valid != 0) | ~jnp.any(valid != 0, axis=1, keepdims=True)
+    return jnp.where(valid[..., None] != 0, joined, 0)

@@ -38,14 +38,13 @@ def choose(
   parts that are no grid go in chunks. Raises UserError for another word, and where 'factored' is asked for of positions
   that are no whole grid.
   """
-  if attention not in ('auto', 'dense', 'factored', 'chunked'):
-    raise UserError(f"attention is 'auto', 'dense', 'factored' or 'chunked', not {attention!r}")
+  check_word(attention)
   grids = [(grid, part) for part in parts_of(inputs) if (grid := whole_grid(part)) is not None]
   if attention == 'factored' and not grids:
-    kinds = ', '.join(sorted({type(part.positions).__name__ for part in parts_of(inputs)}))
+    kinds = ', '.join(sorted({_kind(part) for part in parts_of(inputs)}))
     raise UserError(
       'attention=factored needs positions on a whole Fourier grid, each cell once, in an order known before tracing; '
-      f'these are {kinds}. Ask for attention=auto or chunked')
+      f'here are {kinds}. Ask for attention=auto or chunked')
   if attention != 'auto':
     return attention
   _, num_elements, _ = size(inputs)
@@ -57,6 +56,23 @@ def choose(
   if widths and all(num_heads * (10 + 4 * width) < operations for width in widths):
     return 'factored'
   return 'chunked' if num_heads == 1 else 'dense'
+
+
+def _kind(inputs: InputArray) -> str:
+  """What positions there are, for people."""
+  positions, num_elements = inputs.positions, inputs.features.shape[1]
+  if positions is None:
+    return 'no positions'
+  if not isinstance(positions, FourierGrid):
+    return f'positions {list(positions.shape)} as one array'
+  order = 'no order' if positions.order is None else 'an order'
+  return f'a grid of {" x ".join(map(str, shape_of(positions)))} cells and {order}, of {num_elements} elements'
+
+
+def check_word(attention: str) -> None:
+  """Raises UserError for a path that there is not."""
+  if attention not in ('auto', 'dense', 'factored', 'chunked'):
+    raise UserError(f"attention is 'auto', 'dense', 'factored' or 'chunked', not {attention!r}")
 
 
 def _tiles(shape: Sequence[int]) -> tuple[int, int]:

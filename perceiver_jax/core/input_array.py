@@ -5,6 +5,7 @@ Shapes: B batch, M elements, F channels of features, P of positions, K of paddin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -44,8 +45,8 @@ def dense(inputs: InputArray | Pack) -> Array:
   not of one width.
   """
   parts = [_dense(part) for part in parts_of(inputs)]
-  if len({part.shape[-1] for part in parts}) > 1:
-    raise UserError(f'the parts of a pack are of one width, not {[list(part.shape) for part in parts]}')
+  if len({(part.shape[0], part.shape[-1]) for part in parts}) != 1:
+    raise UserError(f'a pack has parts, of one batch and one width, not {[list(part.shape) for part in parts]}')
   return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
@@ -70,6 +71,17 @@ def size(inputs: InputArray | Pack) -> tuple[int, int, int]:
   """(B, M, C): the shape of `dense(inputs)`, which is not made. Raises UserError as it does."""
   batch_size, num_elements, num_channels = jax.eval_shape(dense, inputs).shape
   return batch_size, num_elements, num_channels
+
+
+def check_query(shape: Sequence[int], inputs: InputArray | Pack, query_mask: Array | None) -> None:
+  """Raises UserError unless a query of this shape, [B, T, channels], may read from inputs; `query_mask` is [B, T]."""
+  of_inputs = size(inputs)
+  if len(shape) != 3 or shape[0] != of_inputs[0] or 0 in (*shape, *of_inputs):
+    raise UserError(
+      f'a query is [batch, queries, channels] and reads from inputs [batch, elements, channels] of the same batch, and '
+      f'nothing of it is 0: not {list(shape)} from {list(of_inputs)}')
+  if query_mask is not None and query_mask.shape != tuple(shape[:2]):
+    raise UserError(f'query_mask is [batch, queries], {list(shape[:2])}, not {list(query_mask.shape)}')
 
 
 def valid_elements(inputs: InputArray | Pack) -> Array | None:

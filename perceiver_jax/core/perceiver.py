@@ -16,9 +16,9 @@ import jax.numpy as jnp
 
 from perceiver_jax.core.attention import SelfAttend
 from perceiver_jax.core.cross_attend import CrossAttend
-from perceiver_jax.core.factored_attention import Parameters
+from perceiver_jax.core.factored_attention import Parameters, check_word
 from perceiver_jax.core.factored_query import FactoredCrossAttend, Linear, is_factored
-from perceiver_jax.core.input_array import InputArray, Pack, dense, size
+from perceiver_jax.core.input_array import InputArray, Pack, check_query, dense, size
 from perceiver_jax.core.position_encoding import LearnedTable
 from perceiver_jax.types import UserError
 
@@ -240,14 +240,16 @@ class Decoder(hk.Module):
       capture: also return the weights; this, and dropout, take the dense path.
 
     Raises:
-      UserError: 'factored' of positions that are no whole grid.
+      UserError: shapes that do not fit, or 'factored' of positions that are no whole grid.
     """
-    num_queries = size(query)[1] if isinstance(query, InputArray) else query.shape[1]
+    check_word(self.attention)
+    shape = size(query) if isinstance(query, InputArray) else query.shape
+    check_query(shape, InputArray(latents), query_mask)
     if isinstance(query, InputArray) and self._is_factored(query, latents, is_training, capture):
       if not hk.running_init():
         return self._factored(query, latents, query_mask, linear), None
       # Parameters are all that counts: one query is enough to make them.
-      query, query_mask = jnp.zeros((latents.shape[0], 1, size(query)[2]), query.features.dtype), None
+      query, query_mask = jnp.zeros((shape[0], 1, shape[2]), jax.eval_shape(dense, query).dtype), None
     if isinstance(query, InputArray):
       query = jnp.asarray(dense(query))
     # The latents have no factors, and are fewer than most queries.
@@ -257,7 +259,7 @@ class Decoder(hk.Module):
     if self.output_channels is not None:
       answers = hk.Linear(self.output_channels, w_init=self.output_init, name='output')(answers)
     answers = answers if linear is None else jnp.dot(answers, linear[0]) + linear[1]
-    return jnp.broadcast_to(answers, (answers.shape[0], num_queries, answers.shape[2])), weights
+    return jnp.broadcast_to(answers, (shape[0], shape[1], answers.shape[2])), weights
 
   @hk.transparent
   def _is_factored(self, query: InputArray, latents: jax.Array, is_training: bool, capture: bool) -> bool:

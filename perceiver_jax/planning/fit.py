@@ -114,7 +114,7 @@ def _deepest(shares: Callable[[int], list[float]], most: int) -> int:
   """The largest depth, up to `most`, of which no share is above 1; 0 where there is none."""
   guesses = [
     math.floor(2 + 2 * (1 - two) / (four - two)) for two, four in zip(shares(2), shares(4), strict=True) if four > two]
-  depth = max(0, min(most, *guesses))
+  depth = max(0, min([most, *guesses]))
   while depth and max(shares(depth)) > 1:
     depth -= 1
   while depth < most and max(shares(depth + 1)) <= 1:
