@@ -26,6 +26,7 @@ def in_the_clone(monkeypatch):
   ([DEBUG, '--config.model.num_latent=4'], 'Did you mean --config.model.num_latents?'),
   ([DEBUG, '--device=2'], "Unknown command line flag 'device'"),
   ([DEBUG, '--devices=0'], '--devices=0 must be more than 0'),
+  ([DEBUG, '--memory_gib=inf'], '--memory_gib=inf must be more than 0, and finite'),
   ([DEBUG, '--memory_gib=-1'], '--memory_gib=-1 must be more than 0'),
   ([DEBUG, '--fit'], '--fit needs a budget'),
   ([DEBUG, '--fit', '--gflops=0'], '--gflops=0 must be more than 0'),
@@ -78,9 +79,9 @@ def test_a_key_of_the_config_changes_the_plan(capsys):
   assert figures[0].startswith('parameters') and figures[0] != figures[1]
 
 
-def test_a_file_that_cannot_be_written_is_named(tmp_path, capsys):
-  assert plan(['plan', DEBUG, '--devices=1', f'--json={tmp_path}']) == 1
-  assert f'cannot write {tmp_path}' in capsys.readouterr().err
+def test_a_directory_in_place_of_a_file_is_refused_before_anything_is_measured(tmp_path, capsys):
+  assert plan(['plan', DEBUG, '--devices=1', f'--json={tmp_path}']) == 2
+  assert f'--json={tmp_path} is a directory; name a file' in capsys.readouterr().err
 
 
 def test_help_names_every_flag(capsys):
