@@ -31,7 +31,7 @@ class Work(NamedTuple):
   num_blocks: int = 8                      # of v1, each after a cross-attend; of io, all after the one
   num_layers: int = 6                      # self-attends of a block
   num_classes: int = 1000
-  remat: str = 'none'                      # of ours: what the backward pass of io and v1 computes again
+  remat: str = 'dots'                      # of ours: what the backward pass of io and v1 computes again
   flow_size: tuple[int, int] = (128, 192)
   flow_channels: int = 64                  # of an element, without its position
   num_flow_latents: int = 2048
