@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from benchmarks import photos, record
+from benchmarks.timing import Figure, figure
 from perceiver_jax.data import pipeline, tfds_images
 from perceiver_jax.data.augmentation import random_crop, resize
 from perceiver_jax.data.images import decode
@@ -51,7 +52,6 @@ STEPS_PER_SECOND, BATCH_SIZE, NUM_DEVICES, PICTURES_PER_EXAMPLE = 4.85, 1024, 64
 DEVICES_PER_HOST = 4                        # as of a v4-8
 
 Measure = Callable[[], tuple[int, float]]   # makes one pass -> (pictures, seconds of the processor)
-Figure = dict[str, float]                   # median, min, max
 
 
 # Ours.
@@ -180,10 +180,6 @@ def one_core() -> Iterator[None]:
     cv2.setNumThreads(num_threads)
     if before:
       os.sched_setaffinity(0, before)
-
-
-def figure(values: list[float]) -> Figure:
-  return {'median': statistics.median(values), 'min': min(values), 'max': max(values)}
 
 
 def in_turns(measures: dict[str, Measure], repeats: int) -> dict[str, list[float]]:

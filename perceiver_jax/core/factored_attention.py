@@ -11,7 +11,6 @@ C of joined elements. A tile is a row of the grid, or a chunk of what has none.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import haiku as hk
@@ -19,7 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perceiver_jax.core.grid_factors import EPSILON, along, columns, inverse_deviation, shape_of, tables, whole_grid
+from perceiver_jax.core.grid_factors import (
+  at_home,
+  columns,
+  dot,
+  logit_tables,
+  rows_of,
+  shape_of,
+  standardised,
+  tables,
+  whole_grid,
+)
 from perceiver_jax.core.input_array import InputArray, Pack, dense, parts_of, size
 from perceiver_jax.core.position_encoding import FourierGrid
 from perceiver_jax.core.weighted_sums import TILE, Scores, Tables, Tiles, weighted_sums
@@ -52,7 +61,7 @@ def choose(
     return 'dense'
   operations = 2 * (qk_channels + v_channels)  # per weight, of the dense path
   widths = [
-    part.features.shape[-1] for grid, part in grids if 8 * sum(_tiles(shape_of(grid))) <= part.features.shape[1]]
+    part.features.shape[-1] for grid, part in grids if 8 * sum(rows_of(grid)) <= part.features.shape[1]]
   if widths and all(num_heads * (10 + 4 * width) < operations for width in widths):
     return 'factored'
   return 'chunked' if num_heads == 1 else 'dense'
@@ -75,11 +84,6 @@ def check_word(attention: str) -> None:
     raise UserError(f"attention is 'auto', 'dense', 'factored' or 'chunked', not {attention!r}")
 
 
-def _tiles(shape: Sequence[int]) -> tuple[int, int]:
-  """S and W of a grid."""
-  return math.prod(shape[:-1]), shape[-1]
-
-
 def absorbed(query: Array, inputs: InputArray | Pack, norm_scale: Array, key: Array, path: str) -> jax.Array:
   """What queries read of the normalised inputs: the sum of softmax * LayerNorm(inputs), before gain and offset.
 
@@ -97,7 +101,7 @@ def absorbed(query: Array, inputs: InputArray | Pack, norm_scale: Array, key: Ar
   precise = jnp.result_type(query.dtype, jnp.float32, *(part.features.dtype for part in parts))
   batch_size, num_queries, num_heads, num_channels = query.shape
   weights = norm_scale.astype(precise)[:, None, None] * key.astype(precise) * num_channels ** -0.5
-  rows = jnp.einsum('bnhk,chk->bchn', query.astype(precise), weights, precision=jax.lax.Precision.HIGHEST)
+  rows = dot('bnhk,chk->bchn', query.astype(precise), weights)
   rows = rows.reshape(batch_size, -1, num_heads * num_queries)
   rows = rows - jnp.mean(rows, axis=1, keepdims=True)  # so that what reads by them need not subtract its mean
   parts, rows = _without_nothing(parts, rows)
@@ -141,49 +145,30 @@ def _read(rows: jax.Array, inputs: InputArray, path: str) -> tuple[jax.Array, ja
 
 def _of_grid(rows: jax.Array, inputs: InputArray, grid: FourierGrid) -> tuple[jax.Array, jax.Array]:
   """As `_read`, of tables per axis: those of all axes but the last make the tables of tiles."""
-  inputs, shape = _at_home(inputs, grid), shape_of(grid)
-  batch_size, _, num_features = inputs.features.shape
-  tile, lead_shape = (batch_size, *_tiles(shape)), shape[:-1]
+  inputs, lead_shape = at_home(inputs, grid), shape_of(grid)[:-1]
   features = jnp.asarray(inputs.features)
+  batch_size, _, num_features = features.shape
   padding = jnp.zeros(0, rows.dtype) if inputs.padding is None else jnp.asarray(inputs.padding, rows.dtype)
-  axes = [*tables(grid, rows.dtype), padding[None]]
-  own = [*columns(grid, num_features), np.arange(rows.shape[1] - len(padding), rows.shape[1])]
-  *of_lead, of_last, shared = [_dot('np,bpr->bnr', x, rows[:, those]) for x, those in zip(axes, own, strict=True)]
-  lead = jnp.zeros((batch_size, *lead_shape, rows.shape[-1]), rows.dtype)
-  for axis, x in enumerate(of_lead):
-    lead += along(x, axis, len(lead_shape))
-  scale = inverse_deviation(features.reshape(batch_size, *shape, num_features), axes[:-1], padding)
+  lead, last, scale = logit_tables(rows, features, grid, padding)
   (content, of_tables), log_total = weighted_sums(
-    Scores(rows[:, :num_features], Tables(lead.reshape(*tile[:2], -1), of_last + shared)),
+    Scores(rows[:, :num_features], Tables(lead, last)),
     Tiles(
-      features.reshape(*tile, num_features), scale.reshape(tile),
-      None if inputs.valid is None else jnp.asarray(inputs.valid).reshape(tile)))
+      features.reshape(*scale.shape, num_features), scale,
+      None if inputs.valid is None else jnp.asarray(inputs.valid).reshape(scale.shape)))
   assert of_tables is not None  # as there are tables in its `scores`
-  lead = of_tables.lead.reshape(lead.shape)
+  lead = of_tables.lead.reshape(batch_size, *lead_shape, -1)
   others = [tuple(1 + i for i in range(len(lead_shape)) if i != axis) for axis in range(len(lead_shape))]
   sums = [*(jnp.sum(lead, axis=axes) for axes in others), of_tables.last, jnp.sum(of_tables.last, axis=1)[:, None]]
-  read = [_dot('np,bnr->bpr', table, x) for table, x in zip(axes, sums, strict=True)]
+  axes = [*tables(grid, rows.dtype), padding[None]]
+  own = [*columns(grid, num_features), np.arange(rows.shape[1] - len(padding), rows.shape[1])]
+  read = [dot('np,bnr->bpr', table, x) for table, x in zip(axes, sums, strict=True)]
   places = np.argsort(np.concatenate([np.arange(num_features), *own]))
   return jnp.concatenate([content, *read], axis=1)[:, places], log_total
 
 
-def _at_home(inputs: InputArray, grid: FourierGrid) -> InputArray:
-  """The elements in the order of the grid's cells."""
-  if grid.order is None:
-    return inputs
-  home, valid = np.argsort(grid.order), inputs.valid
-  return inputs._replace(features=inputs.features[:, home], valid=None if valid is None else valid[:, home])
-
-
-def _dot(subscripts: str, *arrays: jax.Array) -> jax.Array:
-  return jnp.einsum(subscripts, *arrays, precision=jax.lax.Precision.HIGHEST)
-
-
 def _of_chunks(rows: jax.Array, inputs: InputArray) -> tuple[jax.Array, jax.Array]:
   """As `_read`, of joined elements, W at a time; the last tile is filled with some that do not count."""
-  joined, valid = jnp.asarray(dense(inputs)), inputs.valid
-  normed = joined - jnp.mean(joined, axis=-1, keepdims=True)
-  normed = normed * jax.lax.rsqrt(jnp.mean(jnp.square(normed), axis=-1, keepdims=True) + EPSILON)
+  normed, valid = standardised(jnp.asarray(dense(inputs))), inputs.valid
   batch_size, num_elements, num_channels = normed.shape
   tile_size = min(num_elements, max(1, TILE // rows.shape[-1]))
   num_tiles = -(-num_elements // tile_size)

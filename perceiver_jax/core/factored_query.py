@@ -22,7 +22,7 @@ import numpy as np
 
 from perceiver_jax.core.attention import MOST_LOGITS, layer_norm
 from perceiver_jax.core.factored_attention import WORTHWHILE, Parameters
-from perceiver_jax.core.grid_factors import EPSILON, along, columns, inverse_deviation, shape_of, tables, whole_grid
+from perceiver_jax.core.grid_factors import at_home, dot, logit_tables, rows_of, shape_of, standardised, whole_grid
 from perceiver_jax.core.input_array import InputArray, dense, size
 from perceiver_jax.core.position_encoding import FourierGrid
 from perceiver_jax.types import Array, UserError
@@ -59,8 +59,8 @@ def is_factored(
       f'the positions of these are {type(query.positions).__name__}. Ask for attention=auto or dense')
   if attention != 'auto' or grid is None:
     return attention == 'factored'
-  (_, num_queries, num_features), shape = query.features.shape, shape_of(grid)
-  if num_queries * num_latents < WORTHWHILE or 8 * (math.prod(shape[:-1]) + shape[-1]) > num_queries:
+  _, num_queries, num_features = query.features.shape
+  if num_queries * num_latents < WORTHWHILE or 8 * sum(rows_of(grid)) > num_queries:
     return False
   _, _, num_channels = size(query)
   factored = num_heads * num_latents * (10 + 2 * num_features)  # operations per query
@@ -136,12 +136,8 @@ class FactoredCrossAttend(hk.Module):
     if is_projected:  # as it costs less per query
       values = jnp.einsum('bhnv,hvq->bhnq', values, output.reshape(self.num_heads, -1, num_channels))
     finish = self._finish(num_channels, linears, dtype)
-    mask = query_mask if self.masked_rows == 'zero' else None
-    home = None if grid.order is None else np.argsort(grid.order)
-    if home is not None:
-      query = query._replace(features=query.features[:, home])
-      mask = None if mask is None else mask[:, home]
-    queries, sides = _factors(query, mask, grid, keys, values, norm, project)
+    query = at_home(query._replace(valid=query_mask if self.masked_rows == 'zero' else None), grid)
+    queries, sides = _factors(query, grid, keys, values, norm, project)
 
     def answer(rows: _Queries, latents: _Latents) -> jax.Array:
       read = _attended(rows, latents, is_projected)
@@ -197,15 +193,12 @@ def _through(x: jax.Array, linears: Sequence[Linear]) -> jax.Array:
 
 def _normed(x: jax.Array, scale: Array, offset: Array) -> jax.Array:
   """LayerNorm, as `layer_norm` of core/attention.py."""
-  precise = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  centred = precise - jnp.mean(precise, axis=-1, keepdims=True)
-  deviation = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + EPSILON)
-  return (centred * deviation * scale + offset).astype(x.dtype)
+  return (standardised(x.astype(jnp.promote_types(x.dtype, jnp.float32))) * scale + offset).astype(x.dtype)
 
 
 def _factors(
-  query: InputArray, mask: Array | None, grid: FourierGrid, keys: jax.Array, values: jax.Array,
-  norm: Sequence[Array], project: Sequence[Array],
+  query: InputArray, grid: FourierGrid, keys: jax.Array, values: jax.Array, norm: Sequence[Array],
+  project: Sequence[Array],
 ) -> tuple[_Queries, _Latents]:
   """What logits are made of, with a leading [B]: keys [B, H, N, K], `norm` and `project` of the query."""
   dtype = jnp.promote_types(keys.dtype, jnp.float32)
@@ -213,31 +206,18 @@ def _factors(
   batch_size, num_heads, _, num_channels = keys.shape
   keys = keys.astype(dtype) * num_channels ** -0.5
   heads = (gain[:, None] * weights).reshape(len(gain), num_heads, num_channels)
-  rows = _dot('qhk,bhnk->bqhn', heads, keys).reshape(batch_size, len(gain), -1)
+  rows = dot('qhk,bhnk->bqhn', heads, keys).reshape(batch_size, len(gain), -1)
   rows = rows - jnp.mean(rows, axis=1, keepdims=True)  # so that nobody need subtract the mean of a query
-  shared = _dot('hk,bhnk->bhn', (_dot('q,qk->k', offset, weights) + bias).reshape(num_heads, -1), keys)
-  shape, num_features = shape_of(grid), query.features.shape[-1]
-  grid_shape = batch_size, math.prod(shape[:-1]), shape[-1]
-  features = jnp.asarray(query.features, dtype)
-  axes, own = tables(grid, dtype), columns(grid, num_features)
-  *of_lead, last = (_dot('np,bpr->bnr', axis, rows[:, those]) for axis, those in zip(axes, own, strict=True))
-  lead = jnp.zeros((batch_size, *shape[:-1], rows.shape[-1]), dtype)
-  for axis, x in enumerate(of_lead):
-    lead += along(x, axis, len(shape) - 1)
+  shared = dot('hk,bhnk->bhn', (dot('q,qk->k', offset, weights) + bias).reshape(num_heads, -1), keys)
+  features, num_features = jnp.asarray(query.features, dtype), query.features.shape[-1]
   padding = jnp.zeros(0, dtype) if query.padding is None else jnp.asarray(query.padding, dtype)
-  last += _dot('k,bkr->br', padding, rows[:, rows.shape[1] - len(padding):])[:, None]
-  scale = inverse_deviation(features.reshape(batch_size, *shape, num_features), axes, padding)
-  cells = np.stack(np.unravel_index(np.arange(grid_shape[1]), shape[:-1] or (1,)), axis=-1)
+  lead, last, scale = logit_tables(rows, features, grid, padding)
+  cells = np.stack(np.unravel_index(np.arange(lead.shape[1]), shape_of(grid)[:-1] or (1,)), axis=-1)
   return (
     _Queries(
-      features.reshape(*grid_shape, num_features), scale.reshape(grid_shape),
-      jnp.broadcast_to(cells, (batch_size, *cells.shape)), lead.reshape(*grid_shape[:2], -1),
-      None if mask is None else (jnp.asarray(mask) != 0).reshape(grid_shape)),
+      features.reshape(*scale.shape, num_features), scale, jnp.broadcast_to(cells, (batch_size, *cells.shape)), lead,
+      None if query.valid is None else (jnp.asarray(query.valid) != 0).reshape(scale.shape)),
     _Latents(last, rows[:, :num_features], shared.reshape(batch_size, -1), values))
-
-
-def _dot(subscripts: str, *arrays: Array) -> jax.Array:
-  return jnp.einsum(subscripts, *arrays, precision=jax.lax.Precision.HIGHEST)
 
 
 def _attended(rows: _Queries, latents: _Latents, is_projected: bool) -> jax.Array:
@@ -245,7 +225,7 @@ def _attended(rows: _Queries, latents: _Latents, is_projected: bool) -> jax.Arra
   num_heads, num_latents, _ = latents.values.shape
   logits = latents.last + rows.lead[:, None]
   if num_features := rows.features.shape[-1]:  # two axes: XLA multiplies three more slowly on a CPU
-    logits += _dot('qf,fr->qr', rows.features.reshape(-1, num_features), latents.content).reshape(logits.shape)
+    logits += dot('qf,fr->qr', rows.features.reshape(-1, num_features), latents.content).reshape(logits.shape)
   logits = (logits * rows.scale[..., None] + latents.bias).reshape(-1, num_heads, num_latents)
   weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
   totals = jnp.sum(weights, axis=-1, keepdims=True)

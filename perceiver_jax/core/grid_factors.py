@@ -15,6 +15,7 @@ import numpy as np
 
 from perceiver_jax.core.input_array import InputArray
 from perceiver_jax.core.position_encoding import FourierGrid
+from perceiver_jax.types import Array
 
 EPSILON = 1e-5  # of LayerNorm
 
@@ -68,3 +69,48 @@ def inverse_deviation(features: jax.Array, axes: Sequence[jax.Array], padding: j
     own = jnp.mean(part, axis=-1)
     squares += jnp.sum(jnp.square(part - own[..., None]), axis=-1) + part.shape[-1] * jnp.square(own - mean)
   return jax.lax.rsqrt(squares / num_channels + EPSILON)
+
+
+def standardised(x: jax.Array) -> jax.Array:
+  """LayerNorm over channels without gain and offset, in the dtype of `x`."""
+  centred = x - jnp.mean(x, axis=-1, keepdims=True)
+  return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + EPSILON)
+
+
+def at_home(inputs: InputArray, grid: FourierGrid) -> InputArray:
+  """The elements in the order of the grid's cells."""
+  if grid.order is None:
+    return inputs
+  home, valid = np.argsort(grid.order), inputs.valid
+  return inputs._replace(features=inputs.features[:, home], valid=None if valid is None else valid[:, home])
+
+
+def logit_tables(
+  rows: jax.Array, features: jax.Array, grid: FourierGrid, padding: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """What the logits of a grid of S rows of W cells are made of: scale (features . rows[:F] + lead + last).
+
+  rows [B, C, R], centred over C; features [B, M, F], in the order of the cells; padding [K] -> lead [B, S, R], last
+  [B, W, R], scale [B, S, W].
+  """
+  shape, (batch_size, _, num_features) = shape_of(grid), features.shape
+  axes, own = tables(grid, rows.dtype), columns(grid, num_features)
+  *of_lead, last = (dot('np,bpr->bnr', axis, rows[:, those]) for axis, those in zip(axes, own, strict=True))
+  lead = jnp.zeros((batch_size, *shape[:-1], rows.shape[-1]), rows.dtype)
+  for axis, x in enumerate(of_lead):
+    lead += along(x, axis, len(shape) - 1)
+  last += dot('k,bkr->br', padding, rows[:, rows.shape[1] - len(padding):])[:, None]
+  scale = inverse_deviation(features.reshape(batch_size, *shape, num_features), axes, padding)
+  num_rows, row_size = rows_of(grid)
+  return lead.reshape(batch_size, num_rows, -1), last, scale.reshape(batch_size, num_rows, row_size)
+
+
+def rows_of(grid: FourierGrid) -> tuple[int, int]:
+  """S and W: how many rows a grid has, along all axes but the last, and how many cells a row."""
+  shape = shape_of(grid)
+  return math.prod(shape[:-1]), shape[-1]
+
+
+def dot(subscripts: str, *arrays: Array) -> jax.Array:
+  """`jnp.einsum` in full precision."""
+  return jnp.einsum(subscripts, *arrays, precision=jax.lax.Precision.HIGHEST)

@@ -17,10 +17,11 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 SCRIPT = """
-import json, pathlib, sys, time
+import json, sys, time
 
 import numpy as np
 
+from benchmarks.peer_worker import peak_rss_bytes
 from perceiver_jax import config_file
 from perceiver_jax.inference.model import build, template
 from perceiver_jax.inference import optical_flow, video_autoencoding
@@ -38,12 +39,10 @@ else:
   video = rng.integers(0, 256, (16, 224, 224, 3), dtype=np.uint8)
   again = video_autoencoding.predict(model, video, rng.uniform(-1, 1, 30_720))
   outputs = [again.video_again, again.audio_again, again.probabilities]
-# Not ru_maxrss, which begins with that of the process that started this one.
-peak, = (line for line in pathlib.Path('/proc/self/status').read_text().splitlines() if line.startswith('VmHWM'))
 print(json.dumps({
   'shapes': [x.shape for x in outputs],
   'is_finite': all(bool(np.isfinite(x).all()) for x in outputs),
-  'gib': int(peak.split()[1]) / 2**20,
+  'gib': peak_rss_bytes() / 2**30,
   'seconds': time.monotonic() - start,
 }))
 """
