@@ -48,7 +48,7 @@ def batch_of(config: ConfigDict, task: Task) -> Batch:
   examples = [source[index] for index in range(count)]
   batch = {name: np.stack([example[name] for example in examples]) for name in task.spec}
   batch['mask'] = np.ones(count, np.float32)
-  return next(paired([batch], seed=config.seed)) if is_mixed else batch
+  return next(paired([batch], batch_size=config.batch_size, seed=config.seed)) if is_mixed else batch
 
 
 def measure(name: str, config: ConfigDict, repeats: int) -> Row:

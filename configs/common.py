@@ -35,6 +35,7 @@ def training() -> ConfigDict:
   config.init_from = placeholder(str)      # workdir of a run, or converted weights, to start from
   config.ema_decay = placeholder(float)    # per step, of an average of the parameters to evaluate; the papers have none
   config.label_smoothing = 0.1             # probability spread over all classes [code]
+  config.peer_timeout_seconds = 60.0       # of silence, after which one of several processes is dead; ours
   config.max_skipped = 10                  # non-finite updates in a row before the run stops; ours
   config.deterministic = False             # the same bits in every run on the same GPUs; slower
   config.optimizer = _optimizer()

@@ -4,9 +4,11 @@
     eval.py --workdir=DIR
     eval.py --model=NAME_or_DIR [--path=FILE]
 
+On several machines the same command is started on each: see `training.parallel.join`.
+
 Exit codes: 0 done; 1 a mistake that its message says how to mend; 2 the same on the command line; 70 the run diverged;
-75 it was interrupted and saved, run it again; 130 it was interrupted with nothing to save; 3 an error of ours, which
-keeps its traceback.
+75 it was interrupted and saved, or another of its processes died, run it again; 130 it was interrupted with nothing to
+save; 3 an error of ours, which keeps its traceback.
 """
 
 from __future__ import annotations
@@ -64,26 +66,49 @@ def answer(read: Callable[[list[str]], Callable[[], int]], argv: Sequence[str] |
     except (UserError, flags.Error) as error:
       return _refuse(error, 2)
     return work()
-  except UserError as error:
-    return _refuse(error, 1)
-  except NumericsError as error:
-    return _refuse(error, 70)
-  except KeyboardInterrupt:
-    return 130
-  except Exception:
-    # Python's own exit code would be 1, which says that the user can mend it.
-    traceback.print_exc()
-    return 3
+  except (Exception, KeyboardInterrupt) as error:
+    return _explain(error)
 
 
-def _refuse(error: Exception, exit_code: int) -> int:
-  print(f'error: {error}', file=sys.stderr)
+def _explain(error: BaseException) -> int:
+  """Says on stderr what went wrong, and returns the exit code for it."""
+  match error:
+    case UserError():
+      return _refuse(error, 1)
+    case NumericsError():
+      return _refuse(error, 70)
+    case KeyboardInterrupt():
+      return 130
+    case _:
+      # Python's own exit code would be 1, which says that the user can mend it.
+      traceback.print_exception(error)
+      return 3
+
+
+def _refuse(error: BaseException, exit_code: int) -> int:
+  print(f'error: {error}', file=sys.stderr, flush=True)
   return exit_code
+
+
+def _define_processes(flag_values: flags.FlagValues) -> None:
+  flags.DEFINE_string(
+    'coordinator_address', None, 'HOST:PORT of process 0 of several, where no cluster says it.', flag_values)
+  flags.DEFINE_integer(
+    'num_processes', None, 'How many processes train together; 1 for this one alone, whatever cluster it is in.',
+    flag_values=flag_values, lower_bound=1)
+  flags.DEFINE_integer(
+    'process_id', None, 'Which of them this is, from 0.', flag_values=flag_values, lower_bound=0)
+
+
+def _processes(flag_values: flags.FlagValues) -> dict[str, Any]:
+  """What the command line says of them; None for what it leaves to be found out."""
+  return {name: flag_values[name].value for name in ('coordinator_address', 'num_processes', 'process_id')}
 
 
 def _read_train(argv: list[str]) -> Callable[[], int]:
   flag_values = flags.FlagValues()
   flags.DEFINE_string('workdir', None, 'The folder of the run; made where missing, resumed where not.', flag_values)
+  _define_processes(flag_values)
   flags.DEFINE_boolean('print_config', False, 'Prints the config as the run would save it, and stops.', flag_values)
   flags.DEFINE_integer(
     'profile', 0, 'How many steps to trace into WORKDIR/profile; 0 traces none.', flag_values=flag_values, lower_bound=0
@@ -101,7 +126,7 @@ def _read_train(argv: list[str]) -> Callable[[], int]:
     return functools.partial(show_text, run_config.to_json(config))
   if not flag_values.workdir:
     raise UserError('--workdir is missing: the folder that holds the run, for example --workdir=runs/digits')
-  return functools.partial(_train, config, flag_values.workdir, flag_values.profile)
+  return functools.partial(_train, config, flag_values.workdir, flag_values.profile, _processes(flag_values))
 
 
 def _read_evaluate(argv: list[str]) -> Callable[[], int]:
@@ -119,6 +144,7 @@ def _read_evaluate(argv: list[str]) -> Callable[[], int]:
   flags.DEFINE_integer(
     'batch_size', None, 'Examples at a time, over all devices, in place of config.eval.batch_size. The result does not '
     'depend on it, memory does.', flag_values=flag_values, lower_bound=1)
+  _define_processes(flag_values)
   if asks_for_help(argv):
     return functools.partial(show_text, f'{evaluate.__doc__}\n{flag_values.get_help()}')
   if any(argument.startswith(('--config', '-config', '--noconfig')) for argument in argv):
@@ -135,7 +161,9 @@ def _read_evaluate(argv: list[str]) -> Callable[[], int]:
     return functools.partial(_evaluate_model, flag_values.model, flag_values.path, flag_values.split, settings)
   if not flag_values.workdir:
     raise UserError('--workdir or --model is missing: what is to be evaluated? For example --workdir=runs/digits')
-  return functools.partial(_evaluate_workdir, flag_values.workdir, flag_values.checkpoint, flag_values.split, settings)
+  processes = _processes(flag_values)
+  return functools.partial(
+    _evaluate_workdir, flag_values.workdir, flag_values.checkpoint, flag_values.split, settings, processes)
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:
@@ -220,26 +248,34 @@ def _instructions() -> str:
   return f'{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}'
 
 
-def _train(config: ConfigDict, workdir: str, profile_steps: int) -> int:
+def _train(config: ConfigDict, workdir: str, profile_steps: int, processes: dict[str, Any]) -> int:
   _show_log()
   keep_compiled()
   run_config.check_ranges(config)  # the run asks again, but a task may fail at them in its own way
   task = make_task(config)
   from perceiver_jax.training import loop
+  from perceiver_jax.training.together import together
 
-  exit_code = loop.train(config, workdir, task, profile_steps=profile_steps)
+  train_it = functools.partial(loop.train, config, workdir, task, profile_steps=profile_steps)
+  exit_code = together(train_it, processes, config.peer_timeout_seconds, _explain)
   if names := _unreadable():
     print(f'Records that could not be read, and counted for nothing: {names}', file=sys.stderr)
   return exit_code
 
 
-def _evaluate_workdir(workdir: str, checkpoint: str, split: str, settings: dict[str, Any]) -> int:
+def _evaluate_workdir(
+  workdir: str, checkpoint: str, split: str, settings: dict[str, Any], processes: dict[str, Any],
+) -> int:
   keep_compiled()
   config = _with_settings(run_config.load(workdir), settings)
   task = make_task(config)
   from perceiver_jax.training.evaluate import evaluate_workdir
+  from perceiver_jax.training.together import together
 
-  return _show_figures(evaluate_workdir(config, workdir, task, split=split, checkpoint=checkpoint))
+  def work() -> int:
+    return _show_figures(evaluate_workdir(config, workdir, task, split=split, checkpoint=checkpoint))
+
+  return together(work, processes, config.peer_timeout_seconds, _explain)
 
 
 def _evaluate_model(model: str, path: str | None, split: str, settings: dict[str, Any]) -> int:
@@ -281,7 +317,9 @@ def _with_settings(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:
 
 
 def _show_figures(values: dict[str, float]) -> int:
-  for name, value in values.items():
+  from perceiver_jax.training import parallel
+
+  for name, value in values.items() if parallel.process_id() == 0 else ():
     print(f'{name}: {value if isinstance(value, int) else format(value, ".6g")}')
   if names := _unreadable():
     raise UserError(f'these figures leave out what could not be read: {names}')

@@ -23,7 +23,7 @@ _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
   ('num_blocks|warmup_steps|weight_decay|max_norm|peak_lr|init_scale', 'at least 0', lambda x: x >= 0),
   ('ema_decay|label_smoothing|constant_share', 'from 0 to 1', lambda x: 0 <= x <= 1),
   ('.*_prob', 'at least 0 and less than 1', lambda x: 0 <= x < 1),
-  ('num_.*|.*_steps|.*_size|.*channels|.*widening|keep_last|micro_batches|max_skipped', 'at least 1', lambda x: x >= 1),
+  ('num_.*|.*_steps|.*_seconds|.*_size|.*channels|.*widening|keep_last|micro_batches|max_skipped', 'at least 1', lambda x: x >= 1),
 )
 # Keys that older runs lack: one that stands beside it, the key, and the value with which a run does what it did then.
 _LATER: tuple[tuple[str, str, Any], ...] = (
@@ -32,6 +32,7 @@ _LATER: tuple[tuple[str, str, Any], ...] = (
   ('model.position.kind', 'model.position.init_scale', 0.02),
   ('precision', 'attention', 'dense'),
   ('precision', 'remat', 'none'),
+  ('precision', 'peer_timeout_seconds', 60.0),
 )
 
 
@@ -97,7 +98,7 @@ def load(workdir: str | os.PathLike) -> ConfigDict:
     raise UserError(f'cannot read {path}: {error.strerror}') from error
   except RecursionError:
     raise UserError(f'{path} is damaged: its tables are nested too deeply') from None
-  except ValueError as error:
+  except (TypeError, ValueError) as error:  # the former where a table stands in place of a value
     raise UserError(f'{path} is damaged: {error}') from error
 
 

@@ -39,7 +39,8 @@ class Task(NamedTuple):
   spec: Spec
   forward: Callable[..., dict[str, Any]]    # (batch, *, is_training, capture=False) -> outputs;
                                             #   capture adds outputs['captured']: attention maps and latents
-  batches: Callable[..., Any] | None = None  # (split, *, batch_size, is_training, first_step=0) -> generator of batches
+  batches: Callable[..., Any] | None = None  # (split, *, batch_size, is_training, first_step=0, rows=slice(None))
+                                            #   -> generator of batches: of each of batch_size rows those of `rows`
   loss: Callable[[Any, Batch], Mean] | None = None  # (outputs, batch) -> (sum, weight)
   metrics: Callable[[Any, Batch], dict[str, Mean]] | None = None  # (outputs, batch) -> {name: (sum, weight)}
   draw: Callable[..., None] | None = None   # (predict, history, path): writes the task's picture, a PNG;

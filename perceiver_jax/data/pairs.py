@@ -20,25 +20,34 @@ from perceiver_jax import types
 from perceiver_jax.data.order import generator
 
 
-def paired(batches: Iterable[types.Batch], *, seed: int, first_step: int = 0) -> Iterator[types.Batch]:
-  """Yields a batch of B pairs for each of 2 B records: records 2 i and 2 i + 1 make example i.
+def paired(
+    batches: Iterable[types.Batch], *, batch_size: int, seed: int, first_step: int = 0, rows: slice = slice(None),
+) -> Iterator[types.Batch]:
+  """Yields `rows` of a batch of B pairs for each of 2 B records: records 2 i and 2 i + 1 make example i.
 
   Args:
-    batches: those of steps first_step, first_step + 1 ..., each with `image`, `label` and `mask`.
+    batches: those of steps first_step, first_step + 1 ..., each with `image`, `label` and `mask` of `rows_of_records`.
+    batch_size: B, over all devices.
     seed: of the keys.
     first_step: the number of steps already taken, where a run resumes.
+    rows: which of the B rows of each batch to make.
   """
   for step, batch in enumerate(batches, first_step):
-    size = len(batch['mask']) // 2
     yield {
       'image': batch['image'][::2],
       'label': batch['label'][::2],
       'partner': batch['image'][1::2],
       'partner_label': batch['label'][1::2],
       'mask': batch['mask'][::2] * batch['mask'][1::2],
-      'mixing_key': _keys(size, seed, step),
-      'place': np.arange(size, dtype=np.int32),
+      'mixing_key': _keys(batch_size, seed, step)[rows],
+      'place': np.arange(batch_size, dtype=np.int32)[rows],
     }
+
+
+def rows_of_records(rows: slice, batch_size: int) -> slice:
+  """Which rows of a batch of 2 B records make these rows of a batch of B pairs."""
+  start, stop, _ = rows.indices(batch_size)
+  return slice(2 * start, 2 * stop)
 
 
 def _keys(size: int, seed: int, step: int) -> np.ndarray:

@@ -4,6 +4,9 @@ Training walks an endless sequence of positions: epoch 0 in its order, then epoc
 s * B to s * B + B - 1, and a position alone decides the record and its augmentation. So the step is the only thing to
 save, and no batch depends on the number of threads. Evaluation walks the source once, in the source's own order.
 
+Of several processes each makes its own `rows` of every batch, and reads nothing else: the batch is the same whoever
+makes which part of it.
+
 A record that cannot be read keeps its place, all zeros, with mask 0; it is logged once, by name, and `unreadable` lists
 the names. To count such places: the sum of (1 - mask) over training batches; len(source) minus the sum of mask over an
 evaluation, which also pads.
@@ -35,7 +38,7 @@ _lock = threading.Lock()
 
 def train_batches(
     source: Source, spec: types.Spec, *, batch_size: int, seed: int, first_step: int = 0,
-    augment: Augment | None = None, num_threads: int | None = None,
+    augment: Augment | None = None, num_threads: int | None = None, rows: slice = slice(None),
 ) -> Generator[types.Batch, None, None]:
   """Returns the endless batches of steps first_step, first_step + 1 ...; closing the iterator stops its threads.
 
@@ -47,15 +50,16 @@ def train_batches(
     first_step: the number of steps already taken, where a run resumes.
     augment: (example, generator) -> example; must leave its argument as it is.
     num_threads: reader threads, each busy with a batch of its own; None means one per core, at most MAX_THREADS.
+    rows: which of the B rows of each batch to make.
 
   Returns:
-    An iterator of {name: [B, ...]} with 'mask' [B] float32, all NumPy.
+    An iterator of {name: [R, ...]} with 'mask' [R] float32, all NumPy, of the R `rows`.
 
   Raises:
     UserError: at once, the source is empty or batch_size below 1; from the iterator, a record differs from the spec, or
       no record can be read any more.
   """
-  reader = _Reader(source, spec, batch_size)
+  reader = _Reader(source, spec, batch_size, rows)
 
   def example_at(position: int) -> Example | None:
     epoch, place = divmod(position, len(source))
@@ -65,25 +69,24 @@ def train_batches(
     return reader.example(index, lambda example: augment(example, generator('augment', seed, position)))
 
   def batch_at(step: int) -> types.Batch:
-    return reader.batch(example_at(position) for position in range(step * batch_size, (step + 1) * batch_size))
+    return reader.batch(example_at(position) for position in reader.positions(step))
 
   return _read_ahead(batch_at, range(first_step, sys.maxsize), num_threads)
 
 
 def eval_batches(
     source: Source, spec: types.Spec, *, batch_size: int, view: View = lambda example: example,
-    num_threads: int | None = None,
+    num_threads: int | None = None, rows: slice = slice(None),
 ) -> Generator[types.Batch, None, None]:
   """Returns one pass over the source in order; otherwise as `train_batches`.
 
   The last batch is filled up with zeros and mask 0, so all have the same shape. `view` takes the place of `augment`:
   it makes what the spec says of a record that is stored otherwise, say larger, and nothing in it is random.
   """
-  reader = _Reader(source, spec, batch_size)
+  reader = _Reader(source, spec, batch_size, rows)
 
   def batch_at(step: int) -> types.Batch:
-    stop = min(len(source), (step + 1) * batch_size)
-    return reader.batch(reader.example(index, view) for index in range(step * batch_size, stop))
+    return reader.batch(reader.example(index, view) for index in reader.positions(step) if index < len(source))
 
   return _read_ahead(batch_at, range(-(-len(source) // batch_size)), num_threads)
 
@@ -97,7 +100,7 @@ def unreadable() -> list[str]:
 class _Reader:
   """Reads, checks and stacks records of one source; called by many threads at once."""
 
-  def __init__(self, source: Source, spec: types.Spec, batch_size: int):
+  def __init__(self, source: Source, spec: types.Spec, batch_size: int, rows: slice):
     if len(source) == 0:
       raise types.UserError('The data set has no records.')
     if batch_size < 1:
@@ -105,6 +108,7 @@ class _Reader:
     self._source = source
     self._spec = spec
     self._batch_size = batch_size
+    self._rows = rows
     self._unread: set[int] = set()          # those met since a record was last read
 
   def example(self, index: int, change: Callable[[Example], Example] = lambda example: example) -> Example | None:
@@ -119,10 +123,15 @@ class _Reader:
     self._check(index, example)
     return example
 
+  def positions(self, step: int) -> range:
+    """Returns which positions of the endless sequence, or of the one pass, are our rows of a step's batch."""
+    return range(step * self._batch_size, (step + 1) * self._batch_size)[self._rows]
+
   def batch(self, examples: Iterable[Example | None]) -> dict[str, np.ndarray]:
-    """Returns the examples stacked, {name: [B, ...]}; rows that are None or left over stay zero, with mask 0."""
-    batch = {name: np.zeros((self._batch_size, *field.shape), field.dtype) for name, field in self._spec.items()}
-    batch['mask'] = np.zeros(self._batch_size, np.float32)
+    """Returns the examples stacked, {name: [R, ...]}; rows that are None or left over stay zero, with mask 0."""
+    num_rows = len(self.positions(0))
+    batch = {name: np.zeros((num_rows, *field.shape), field.dtype) for name, field in self._spec.items()}
+    batch['mask'] = np.zeros(num_rows, np.float32)
     for row, example in enumerate(examples):
       if example is not None:
         for name in self._spec:

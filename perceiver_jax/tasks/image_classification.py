@@ -105,13 +105,14 @@ def _batches(
   batch_size: int,
   is_training: bool,
   first_step: int = 0,
+  rows: slice = slice(None),
 ) -> Iterator[Batch]:
   """uint8 images whose pixels stand in permuted places, if the config says so; see data/pipeline.py.
 
   Where they are to be mixed, a training batch has twice the pictures: see data/pairs.py.
   """
   from perceiver_jax.data import pipeline
-  from perceiver_jax.data.pairs import paired
+  from perceiver_jax.data.pairs import paired, rows_of_records
   from perceiver_jax.data.permutation import permute_pixels
 
   source, order = load(split), _order(config.data)
@@ -119,14 +120,15 @@ def _batches(
   if is_training:
     batches = pipeline.train_batches(
       source, spec, batch_size=2 * batch_size if is_mixed else batch_size, seed=config.seed, first_step=first_step,
-      augment=_data_module(config.data).augment)
+      augment=_data_module(config.data).augment, rows=rows_of_records(rows, batch_size) if is_mixed else rows)
   else:
     # Data whose records are not yet as the model takes them has a view.
     view = getattr(_data_module(config.data), 'view', lambda example: example)
-    batches = pipeline.eval_batches(source, spec, batch_size=batch_size, view=view)
+    batches = pipeline.eval_batches(source, spec, batch_size=batch_size, view=view, rows=rows)
   if order is not None:
     batches = ({**batch, 'image': permute_pixels(np.asarray(batch['image']), order)} for batch in batches)
-  yield from paired(batches, seed=config.seed, first_step=first_step) if is_mixed else batches
+  pairs = functools.partial(paired, batch_size=batch_size, seed=config.seed, first_step=first_step, rows=rows)
+  yield from pairs(batches) if is_mixed else batches
 
 
 def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:

@@ -49,14 +49,15 @@ def _count(
   totals: dict[str, Mean] = {}
   num_examples = 0
   assert task.batches  # or experiment.build had refused it
-  batches = task.batches(split, batch_size=parallel.round_up(batch_size), is_training=False)
+  batch_size = parallel.round_up(batch_size)
+  batches = task.batches(split, batch_size=batch_size, is_training=False, rows=parallel.rows(batch_size))
   for batch in counted(batches, split):
     if interrupted():
       return None
     means = experiment.eval_step(params, state, parallel.shard(batch))
     totals = metrics.add(totals, parallel.unreplicate(means))
     num_examples += int(batch['mask'].sum())
-  return totals, num_examples
+  return totals, parallel.sum_over_processes(num_examples)
 
 
 def _figures(split: str, totals: dict[str, Mean]) -> dict[str, float]:
@@ -82,7 +83,13 @@ def evaluate_workdir(config: ConfigDict, workdir: str, task: Task, *, split: str
   Raises:
     UserError: the task has no data, there is no checkpoint, it is damaged, or it is not one of this config.
   """
-  step, params, state = load_weights(workdir, checkpoint, jax.eval_shape(build(config, task).init))
+  template = jax.eval_shape(build(config, task).init)
+
+  def read() -> tuple[tuple[Tree, Tree], int]:
+    step, params, state = load_weights(workdir, checkpoint, template)
+    return (params, state), step
+
+  (params, state), step = parallel.from_first(read, (template.params, template.state))
   return {'step': step, **evaluate_weights(config, params, state, task, split=split)}
 
 

@@ -1,14 +1,20 @@
-"""Ctrl-C and SIGTERM: asked for once, a run ends after the step under way, saved; asked twice, at once."""
+"""Ctrl-C and SIGTERM: asked for once, a run ends after the step under way, saved; asked twice, at once.
+
+Of several processes any one may be asked, and all end after the same step.
+"""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
+
+from perceiver_jax.training import parallel
 
 INTERRUPTED = 75  # exit code
 
@@ -61,6 +67,29 @@ class Interruption:
   def __exit__(self, *error: object) -> None:
     for number, handler in self._previous.items():
       signal.signal(number, handler)
+
+
+class Agreement:
+  """Whether the run is to end: one answer in all processes, which must ask equally often.
+
+  A process alone has it at once. Several have it two questions later, so that none of them waits for the devices.
+  """
+
+  def __init__(self, interruption: Interruption) -> None:
+    self._interruption = interruption
+    self._asked: collections.deque[Callable[[], bool]] = collections.deque()
+    self.reached = False
+
+  def __call__(self) -> bool:
+    self._asked.append(parallel.any_process(self._interruption.requested is not None))
+    if len(self._asked) > 2 or parallel.num_processes() == 1:
+      self.reached |= self._asked.popleft()()
+    return self.reached
+
+  @property
+  def cause(self) -> str:
+    """Who asked, for people: 'SIGTERM', or 'a signal to another process'."""
+    return self._interruption.requested or 'a signal to another process'
 
 
 def _end_when_told(reader: int) -> None:

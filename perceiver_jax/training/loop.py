@@ -7,8 +7,7 @@ import functools
 import math
 import os
 import sys
-from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import jax
 from absl import logging
@@ -16,14 +15,14 @@ from ml_collections import ConfigDict
 
 from perceiver_jax import metrics, run_config
 from perceiver_jax.training import parallel
-from perceiver_jax.training.checkpoint import Checkpoints, saved_steps
 from perceiver_jax.training.evaluate import evaluate, predictor
 from perceiver_jax.training.experiment import Experiment, build
 from perceiver_jax.training.init_from import init_from
-from perceiver_jax.training.interruption import INTERRUPTED, Interruption
+from perceiver_jax.training.interruption import INTERRUPTED, Agreement, Interruption
 from perceiver_jax.training.profile import profiler
-from perceiver_jax.training.progress import Log, Progress, Window, read_history, summary
+from perceiver_jax.training.progress import Progress, Window, summary
 from perceiver_jax.training.step import averaged, get_means
+from perceiver_jax.training.workdir import Workdir, last_line_if_finished
 from perceiver_jax.types import NumericsError, Task, TrainState, Tree, UserError
 
 FINISHED = 0  # exit code
@@ -38,20 +37,22 @@ class Run(NamedTuple):
   """What the parts of one run share."""
 
   config: ConfigDict
-  workdir: str
+  workdir: Workdir
   task: Task
   experiment: Experiment
-  checkpoints: Checkpoints
-  log: Log
   interruption: Interruption
+  is_ending: Agreement
 
 
 def train(config: ConfigDict, workdir: str, task: Task, *, profile_steps: int = 0) -> int:
   """Trains to `config.num_steps`, or to the first SIGINT or SIGTERM, and returns the exit code.
 
+  Several processes (see training/parallel.py) do it together, and all return the same code.
+
   Args:
     config: what `configs/` describes.
-    workdir: the folder of the run. One that holds checkpoints of the same config is resumed, bit for bit.
+    workdir: the folder of the run. One that holds checkpoints of the same config is resumed, bit for bit. Process 0
+      alone needs it.
     task: what to train.
     profile_steps: how many steps, after the first two, to trace into `workdir`/profile; 0 traces none.
 
@@ -63,40 +64,42 @@ def train(config: ConfigDict, workdir: str, task: Task, *, profile_steps: int = 
   run_config.check_ranges(config)
   experiment = build(config, task)
   parallel.check_batch_size(config.batch_size, config.micro_batches)
-  directory, keep = os.path.join(workdir, 'checkpoints'), config.checkpoint
-  history = read_history(workdir)
-  finished = bool(history) and 'test/loss' in history[-1]
-  is_new = not finished and not saved_steps(Path(directory))
   # Before anything is written, and before there is a thread that would outlive a refusal.
-  run_config.check_workdir(config, workdir, is_new=is_new)
-  if finished:
-    print(f'{workdir} has finished already: {summary(history[-1])}')
-    _check_figures(history[-1])
+  last_line = last_line_if_finished(config, workdir)
+  if last_line:
+    _say(f'{workdir} has finished already: {summary(last_line)}')
+    _check_figures(last_line)
     return FINISHED
   template = jax.eval_shape(experiment.init)
   _check_evaluation(config, task, experiment, template)
-  with (
-    Interruption() as interruption,
-    Checkpoints(directory, keep_last=keep.keep_last, best_metric=keep.best_metric) as checkpoints,
-  ):
-    run_config.claim(config, workdir, is_new=is_new)
+  with Interruption() as interruption, Workdir(config, workdir, template) as folder:
     with interruption.at_once():
-      state, extras = _first_state(config, experiment, checkpoints, template)
-    with Log(workdir, config, last_step=int(state.step)) as log:
-      run = Run(config, workdir, task, experiment, checkpoints, log, interruption)
-      step = _take_steps(run, state, extras, profile_steps)
-      checkpoints.wait()
-      exit_code = INTERRUPTED if interruption.requested else _finish(run, template)
-      if exit_code == INTERRUPTED:
-        print(f'Stopped by {interruption.requested} and saved. The same command resumes at step {step}.')
+      state, extras = folder.first_state(functools.partial(_new_state, config, experiment))
+    if int(state.step):
+      _say(f'Resuming at step {int(state.step)} of {config.num_steps}.', file=sys.stderr)
+    folder.open_log(last_step=int(state.step))
+    run = Run(config, folder, task, experiment, interruption, Agreement(interruption))
+    step = _take_steps(run, state, extras, profile_steps)
+    folder.wait()
+    exit_code = INTERRUPTED if run.is_ending.reached else _finish(run)
+    if exit_code == INTERRUPTED:
+      _say(f'Stopped by {run.is_ending.cause} and saved. The same command resumes at step {step}.')
   return exit_code
+
+
+def _say(text: str, file: TextIO | None = None) -> None:
+  """Prints it, in one of the processes."""
+  if parallel.process_id() == 0:
+    print(text, file=file, flush=True)
 
 
 def _check_evaluation(config: ConfigDict, task: Task, experiment: Experiment, template: TrainState) -> None:
   """Tries what is needed only later: a fault of the test data, say, should not show after hours of training."""
   assert task.batches  # or build had refused it
+  size = parallel.round_up(config.eval.batch_size)
   for split in ('validation', 'test'):
-    with contextlib.closing(task.batches(split, batch_size=config.eval.batch_size, is_training=False)) as batches:
+    with contextlib.closing(
+        task.batches(split, batch_size=size, is_training=False, rows=parallel.rows(size))) as batches:
       batch = next(batches)
   means = jax.eval_shape(functools.partial(get_means, task, experiment.apply), template.params, template.state, batch)
   names = [f'validation/{name}' for name in means]
@@ -105,14 +108,8 @@ def _check_evaluation(config: ConfigDict, task: Task, experiment: Experiment, te
       f'checkpoint.best_metric={config.checkpoint.best_metric!r} is not measured; there are {", ".join(names)}')
 
 
-def _first_state(
-  config: ConfigDict, experiment: Experiment, checkpoints: Checkpoints, template: TrainState,
-) -> tuple[TrainState, dict]:
-  """Where a run starts, in this order: the newest checkpoint of its workdir; `config.init_from`; its seed."""
-  restored = checkpoints.restore_latest(template)
-  if restored:
-    print(f'Resuming at step {int(restored[0].step)} of {config.num_steps}.', file=sys.stderr)
-    return restored
+def _new_state(config: ConfigDict, experiment: Experiment) -> tuple[TrainState, dict]:
+  """Where a run starts that has no checkpoint yet: from its seed, or from `config.init_from`."""
   state = experiment.init()
   if config.init_from:
     params, model_state = init_from(config, state.params, state.state)
@@ -128,9 +125,10 @@ def _take_steps(run: Run, state: TrainState, extras: dict, profile_steps: int) -
   assert run.task.batches  # or build had refused it
   with (
     contextlib.closing(run.task.batches(
-      'train', batch_size=config.batch_size, is_training=True, first_step=first)) as batches,
+      'train', batch_size=config.batch_size, is_training=True, first_step=first,
+      rows=parallel.rows(config.batch_size))) as batches,
     Progress(first, last, config.batch_size) as progress,
-    profiler(run.workdir, first, profile_steps) as before_step,
+    profiler(run.workdir.path, first, profile_steps if parallel.process_id() == 0 else 0) as before_step,
   ):
     if first < last:
       progress.say('Compiling the training step ...')
@@ -142,14 +140,15 @@ def _take_steps(run: Run, state: TrainState, extras: dict, profile_steps: int) -
           values = _evaluate(run, averaged(state), state.state, 'validation')
         evaluated = values is not None
         if values is not None:
-          run.log.write(step, values)
+          run.workdir.write(step, values)
           progress.say(f'step {step}: {summary(values)}')
+      is_ending = run.is_ending()
       # Every evaluated step is saved, or the best could not be kept.
-      is_new = step > first and (due(step, config.checkpoint.every_steps, last) or run.interruption.requested)
+      is_new = step > first and (due(step, config.checkpoint.every_steps, last) or is_ending)
       if is_new or values is not None:
         extras = {'window': window.totals(), 'evaluated': evaluated}
-        run.checkpoints.save(step, parallel.unreplicate(state), extras, values)
-      if step == last or run.interruption.requested:
+        run.workdir.save(step, state, extras, values)
+      if step == last or is_ending:
         return step
       before_step(step)
       batch = parallel.shard(next(batches))
@@ -164,14 +163,14 @@ def _take_steps(run: Run, state: TrainState, extras: dict, profile_steps: int) -
       if due(step, config.log.every_steps, last):
         values = {f'train/{name}': value for name, value in metrics.divide(window.totals()).items()}
         window = Window()
-        run.log.write(step, {**values, **progress.report(step, values)})
+        run.workdir.write(step, {**values, **progress.report(step, values)})
         _check_numerics(state, config.max_skipped)
 
 
 def _evaluate(run: Run, params: Tree, state: Tree, split: str) -> dict[str, float] | None:
   return evaluate(
     run.task, run.experiment, params, state, split,
-    batch_size=run.config.eval.batch_size, interrupted=lambda: run.interruption.requested)
+    batch_size=run.config.eval.batch_size, interrupted=run.is_ending)
 
 
 def _check_numerics(state: TrainState, max_skipped: int) -> None:
@@ -191,23 +190,19 @@ def _check_figures(line: dict[str, float]) -> None:
       'Lower optimizer.peak_lr, or look at the data, and train into another --workdir.')
 
 
-def _finish(run: Run, template: TrainState) -> int:
+def _finish(run: Run) -> int:
   """The best checkpoint's figures on the test split, the picture, and the last line: the run has finished."""
-  config, checkpoints = run.config, run.checkpoints
-  best = checkpoints.best_step()
-  if best is None:  # every evaluation gave NaN
-    best = config.num_steps
-  state, _ = checkpoints.restore(best, template)
+  state, best = run.workdir.best_state()
   params, model_state = parallel.replicate((averaged(state), state.state))
   values = _evaluate(run, params, model_state, 'test')
   if values is None:
     return INTERRUPTED
   line = {**values, 'checkpoint/best_step': float(best)}
-  _draw(run, state, line)
-  run.log.write(config.num_steps, line)
-  print(
-    f'Finished {config.num_steps} steps: {summary(values)}, by the checkpoint of step {best}. '
-    f'Everything is in {run.workdir}')
+  if parallel.process_id() == 0:
+    _draw(run, state, line)
+  run.workdir.write(run.config.num_steps, line)
+  _say(f'Finished {run.config.num_steps} steps: {summary(values)}, by the checkpoint of step {best}. '
+       f'Everything is in {run.workdir.path}')
   _check_figures(line)
   return FINISHED
 
@@ -216,9 +211,9 @@ def _draw(run: Run, state: TrainState, line: dict[str, float]) -> None:
   """The picture of the run, of which `line` is to be the last of its log. A failure is logged, and is no more."""
   if not run.task.draw:
     return
-  path = os.path.join(run.workdir, 'summary.png')
+  path = os.path.join(run.workdir.path, 'summary.png')
   try:
     predict = predictor(run.experiment, averaged(state), state.state)
-    run.task.draw(predict, [*read_history(run.workdir), {'step': run.config.num_steps, **line}], path)
+    run.task.draw(predict, [*run.workdir.history(), {'step': run.config.num_steps, **line}], path)
   except Exception:  # whatever it is, it is worth less than the figures of a run
     logging.warning('%s could not be drawn; the run is complete without it', path, exc_info=True)

@@ -1,19 +1,129 @@
-"""The only file that knows how devices work together: pmap, its axis, and what crosses it.
+"""The only file that knows how devices and processes work together: pmap, its axis, and what crosses it.
+
+A process has some of the devices (`jax.local_devices`), and of each batch the rows for them. All processes run the same
+program, and meet in whatever runs over devices: what one of them calls here, all must call, in the same order.
 
 JAX keeps `pmap` as a thin layer over `jit` and `shard_map`; the day it goes, this file changes and no other.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import distributed
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from perceiver_jax.types import AXIS, Batch, Tree, UserError
+
+
+def join(coordinator_address: str | None, num_processes: int | None, process_id: int | None, timeout: float) -> None:
+  """Makes this process one of those that work together; to be called before JAX meets a device.
+
+  What is None, JAX finds out on TPU pods, under SLURM, Open MPI and, with the package `kubernetes`, in Kubernetes.
+  Where it finds nothing, or `num_processes` is 1, the process stays alone.
+
+  Args:
+    coordinator_address: HOST:PORT of process 0, which listens there.
+    num_processes: P, how many there are.
+    process_id: 0 to P - 1.
+    timeout: seconds without a sign of life after which JAX takes a process for dead, and ends the others.
+
+  Raises:
+    UserError: only some of the arguments are given and the rest is not to be found, or they are out of range, or the
+      others do not come.
+  """
+  if num_processes == 1:
+    return
+  # Its handler of SIGTERM would replace ours, which stops all processes at the same step.
+  jax.config.update('jax_enable_preemption_service', False)
+  try:
+    jax.distributed.initialize(
+      coordinator_address, num_processes, process_id,
+      heartbeat_timeout_seconds=math.ceil(timeout), shutdown_timeout_seconds=math.ceil(timeout))
+  except ValueError as error:  # JAX's word for "no cluster here", as for a number that cannot be
+    if (coordinator_address, num_processes, process_id) != (None, None, None):
+      raise UserError(
+        f'{error}\nWhere no cluster is found, --coordinator_address=HOST:PORT, --num_processes and '
+        '--process_id go together') from error
+  except RuntimeError as error:
+    raise UserError(f'the processes of this run do not find each other: {error}\n'
+                    '--num_processes=1 trains with this process alone') from error
+
+
+def meet() -> None:
+  """Returns when all processes have called it."""
+  multihost_utils.sync_global_devices('perceiver_jax')
+
+
+def part() -> None:
+  """Ends what `join` began, in all processes; they must have met."""
+  jax.distributed.shutdown()
+
+
+def num_processes() -> int:
+  """How many processes work together."""
+  return jax.process_count()
+
+
+def process_id() -> int:
+  """Which of them this is; number 0 alone writes."""
+  return jax.process_index()
+
+
+def coordinator_host() -> str:
+  """Where process 0 runs, as the others know it."""
+  # There is no public way to ask what JAX found out.
+  return str(distributed.global_state.coordinator_address).rpartition(':')[0].strip('[]')
+
+
+def rows(batch_size: int) -> slice:
+  """Which rows of a global batch are for this process: processes take contiguous rows, in order."""
+  size = batch_size // num_processes()
+  return slice(process_id() * size, (process_id() + 1) * size)
+
+
+def from_first(read: Callable[[], tuple[Tree, Any]], template: Tree = None) -> tuple[Tree, Any]:
+  """What `read` returns in process 0, in all of them; the others do not call it.
+
+  Args:
+    read: () -> (arrays, anything that JSON can hold).
+    template: shapes and dtypes of the arrays.
+  """
+  if num_processes() == 1:
+    return read()
+  arrays, text = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template), b''
+  if process_id() == 0:
+    arrays, values = read()
+    text = json.dumps(values).encode()
+  arrays, size = multihost_utils.broadcast_one_to_all((arrays, np.int32(len(text))))
+  text = multihost_utils.broadcast_one_to_all(np.frombuffer(text.ljust(size), np.uint8))
+  return arrays, json.loads(text.tobytes())
+
+
+def sum_over_processes(number: int) -> int:
+  """The sum of every process's number."""
+  return int(np.sum(multihost_utils.process_allgather(np.int32(number))))
+
+
+def any_process(says: bool) -> Callable[[], bool]:
+  """Begins to ask whether any process says so; the answer, the same in all, comes when it is called for."""
+  if num_processes() == 1:
+    return lambda: says
+  total = _sum()(np.full(jax.local_device_count(), says, np.int32))
+  return lambda: bool(unreplicate(total))
+
+
+@functools.cache
+def _sum() -> Callable:
+  return over_devices(sum_over_devices)
 
 
 def over_devices(function: Callable, *, donate: tuple[int, ...] = ()) -> Callable:
@@ -22,8 +132,8 @@ def over_devices(function: Callable, *, donate: tuple[int, ...] = ()) -> Callabl
 
 
 def num_devices() -> int:
-  """How many devices this process works with."""
-  return jax.local_device_count()
+  """How many devices all processes have together."""
+  return jax.device_count()
 
 
 def sum_over_devices(tree: Tree) -> Tree:
@@ -47,8 +157,8 @@ def _sharding() -> NamedSharding:
 
 
 def replicate(tree: Tree) -> Tree:
-  """Host arrays -> the same on every device, with a leading device axis."""
-  count = num_devices()
+  """Host arrays -> the same on every device of this process, with a leading device axis."""
+  count = jax.local_device_count()
   return jax.device_put(jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), tree), _sharding())
 
 
@@ -58,8 +168,8 @@ def unreplicate(tree: Tree) -> Tree:
 
 
 def shard(batch: Batch) -> Batch:
-  """Host arrays [B, ...] -> [devices, B / devices, ...], contiguous rows on each device."""
-  count = num_devices()
+  """This process's rows, host arrays [R, ...] -> [devices, R / devices, ...], contiguous on each of its devices."""
+  count = jax.local_device_count()
   return jax.device_put(
     {name: x.reshape(count, -1, *x.shape[1:]) for name, x in batch.items()}, _sharding())
 

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from perceiver_jax import metrics
@@ -58,19 +57,20 @@ class Log:
     self.path = os.path.join(workdir, 'metrics.jsonl')
     kept = [line for line in read_history(workdir) if line['step'] <= last_step]
     _write_atomically(self.path, ''.join(json.dumps(_finite(line)) + '\n' for line in kept))
-    curves = os.path.join(workdir, 'tensorboard')
-    with _disk_errors(curves):
-      # Its own thread writes to disk this often: what a kill loses. Its flush() does not wait for that thread.
-      self._tensorboard = SummaryWriter(curves, purge_step=last_step + 1, flush_secs=10)
+    self._curves = os.path.join(workdir, 'tensorboard')
+    with _disk_errors(self._curves):
+      self._events = _open_curves(self._curves, last_step)
     self._wandb = _start_wandb(workdir, config) if config.log.wandb else None
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    """Appends one line, flushed: it is on disk when this returns. TensorBoard follows within seconds."""
+    """Appends one line, flushed: it is on disk when this returns, for TensorBoard too.
+
+    Raises UserError where the disk is full, say; what cannot be written here would soon not be saved either.
+    """
     with _disk_errors(self.path), open(self.path, 'a') as file:
       file.write(json.dumps(_finite({'step': step, **values})) + '\n')
-    for name, value in values.items():
-      if math.isfinite(value):
-        self._tensorboard.add_scalar(name, value, step)
+    with _disk_errors(self._curves):
+      _add_to_curves(self._events, step, values)
     if self._wandb:
       self._wandb.log(values, step=step)
 
@@ -78,7 +78,8 @@ class Log:
     return self
 
   def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-    self._tensorboard.close()
+    with contextlib.suppress(OSError):  # of what was refused already; everything else is on disk
+      self._events.close()
     if self._wandb:
       self._wandb.finish(exit_code=int(kind is not None))
 
@@ -133,6 +134,35 @@ def _write_atomically(path: str, text: str) -> None:
     os.replace(path + '.tmp', path)
 
 
+def _open_curves(directory: str, last_step: int):
+  """tensorboardX's writer of a new file, which voids what earlier ones say of steps beyond `last_step`."""
+  hides_torch = 'torch' not in sys.modules
+  if hides_torch:  # tensorboardX would import it where it is installed: seconds, for nothing
+    sys.modules['torch'] = None  # type: ignore[assignment]
+  try:
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+  finally:
+    if hides_torch:
+      del sys.modules['torch']
+  os.makedirs(directory, exist_ok=True)
+  # Named by the second and by us, or a run that resumes within it would write over the file before.
+  events = EventsWriter(os.path.join(directory, 'events'), f'.{os.getpid()}.{last_step}')
+  events.write_event(Event(step=last_step + 1, session_log=SessionLog(status=SessionLog.START)))
+  events.flush()
+  return events
+
+
+def _add_to_curves(events, step: int, values: Mapping[str, float]) -> None:
+  """Not by tensorboardX's own thread: should it die of a full disk, its queue fills, and the run waits for ever."""
+  from tensorboardX.proto.event_pb2 import Event
+  from tensorboardX.proto.summary_pb2 import Summary
+
+  points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items() if math.isfinite(value)]
+  events.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=points)))
+  events.flush()
+
+
 def _start_wandb(workdir: str, config: ConfigDict):
   """wandb's run of this workdir: a new one the first time, and the same from then on."""
   try:
@@ -154,7 +184,8 @@ def _start_wandb(workdir: str, config: ConfigDict):
 
 def _is_terminal() -> bool:
   """Whether a bar would be seen. Some terminals (of containers, of CI) say that they are 0 columns wide."""
-  return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+  return (parallel.process_id() == 0 and sys.stderr.isatty()
+          and os.get_terminal_size(sys.stderr.fileno()).columns > 0)
 
 
 class Progress:
@@ -205,9 +236,10 @@ class Progress:
     self._time += time.monotonic() - start
 
   def say(self, text: str) -> None:
-    """Prints a line without tearing the bar."""
-    self._bar.write(text, file=sys.stderr)
-    sys.stderr.flush()
+    """Prints a line without tearing the bar, in one of the processes."""
+    if parallel.process_id() == 0:
+      self._bar.write(text, file=sys.stderr)
+      sys.stderr.flush()
 
   def __enter__(self) -> Progress:
     return self
@@ -234,7 +266,7 @@ def counted(batches: Iterator[Batch], split: str) -> Iterator[Batch]:
       bar.update(num_new)
       num_examples += num_new
       seconds = time.monotonic() - start
-      if bar.disable and seconds >= next_seconds:
+      if bar.disable and seconds >= next_seconds and parallel.process_id() == 0:
         rate = (num_examples - num_first) / seconds
         print(f'{split}: {num_examples:,} examples, {rate:,.0f} examples/s', file=sys.stderr, flush=True)
         next_seconds = 2 * seconds

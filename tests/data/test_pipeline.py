@@ -59,6 +59,30 @@ def _assert_same(first, second):
       assert one[name].dtype == other[name].dtype
 
 
+@pytest.mark.parametrize('num_parts', [2, 4])
+def test_parts_of_a_batch_made_apart_are_the_batch_and_read_nothing_else(num_parts):
+  source, size, read = _source(11), 8 // num_parts, []
+
+  class Watched(ArraySource):
+    def __getitem__(self, index):
+      read.append(index)
+      return super().__getitem__(index)
+
+  whole = _train(source, 5, batch_size=8, augment=_add_noise)
+  once = list(pipeline.eval_batches(source, SPEC, batch_size=8))
+  for start in range(0, 8, size):
+    rows = slice(start, start + size)
+    _assert_same(_train(source, 5, batch_size=8, augment=_add_noise, rows=rows), _rows(whole, rows))
+    _assert_same(list(pipeline.eval_batches(source, SPEC, batch_size=8, rows=rows)), _rows(once, rows))
+  list(pipeline.eval_batches(Watched(**vars(source)), SPEC, batch_size=8, rows=slice(0, size)))
+  assert sorted(read) == [*range(size), *range(8, min(8 + size, 11))]
+
+
+def _rows(batches, rows):
+  return [{name: x[rows] for name, x in batch.items()} for batch in batches]
+
+
+
 def test_an_evaluation_of_22_in_batches_of_8_counts_22():
   batches = list(pipeline.eval_batches(_source(22), SPEC, batch_size=8))
   assert [batch['mask'].tolist() for batch in batches] == [[1] * 8, [1] * 8, [1] * 6 + [0] * 2]

@@ -42,9 +42,9 @@ def _metrics(outputs, batch):
           'num_squared': (jnp.sum(mask * label**2), 1.0)}
 
 
-def _batches(split, *, batch_size, is_training):
+def _batches(split, *, batch_size, is_training, rows=slice(None)):
   assert split == 'test' and not is_training
-  return eval_batches(SOURCE, SPEC, batch_size=batch_size)
+  return eval_batches(SOURCE, SPEC, batch_size=batch_size, rows=rows)
 
 
 @pytest.fixture(scope='module')

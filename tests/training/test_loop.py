@@ -41,12 +41,11 @@ def _examples(num_examples: int, seed: int) -> dict[str, np.ndarray]:
 def _task(before_batch=lambda split, step, batch: None, draw=None) -> Task:
   """Finds TRUE_WEIGHTS; `before_batch` may spoil a batch, or be a signal that arrives while it is read."""
 
-  def batches(split, *, batch_size, is_training, first_step=0):
-    rows = itertools.count(first_step) if is_training else range(2)
-    for step in rows:
+  def batches(split, *, batch_size, is_training, first_step=0, rows=slice(None)):
+    for step in itertools.count(first_step) if is_training else range(2):
       batch = _examples(batch_size, seed=step if is_training else 1000 + 10 * len(split) + step)
       before_batch(split, step, batch)
-      yield batch
+      yield {name: x[rows] for name, x in batch.items()}
 
   def squared_error(outputs, batch):
     return jnp.sum(batch['mask'] * (outputs - batch['y']) ** 2), jnp.sum(batch['mask'])
@@ -112,7 +111,7 @@ def test_a_run_keeps_its_config_its_last_checkpoints_and_its_picture(finished):
   assert json.loads((workdir / 'config.json').read_text()) == _config().to_dict()
   assert _steps_saved(workdir) == [4, 6]
   assert {path.name for path in workdir.iterdir()} == {
-    'checkpoints', 'config.json', 'metrics.jsonl', 'summary.png', 'tensorboard'}
+    'checkpoints', 'config.json', 'lock', 'metrics.jsonl', 'summary.png', 'tensorboard'}
   assert prediction == (5,) and drawn_from == read_history(workdir)
 
 
