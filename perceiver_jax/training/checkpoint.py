@@ -72,6 +72,8 @@ class Checkpoints:
       async_options=ocp.AsyncOptions(
         post_finalization_callback=self._write_record,
         create_directories_asynchronously=False),  # should it fail, Orbax's threads would wait minutes for it
+      create=False,
+      multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}),
       lightweight_initialize=True))                # reads no file, so that a damaged one hides no other checkpoint
 
   def __enter__(self) -> Checkpoints:
