@@ -23,13 +23,19 @@ README = (ROOT / 'README.md').read_text()
 
 
 PAGES = [README, *(path.read_text() for path in sorted((ROOT / 'docs').glob('*.md')))]
+OPERATIONS = (ROOT / 'docs' / 'operations.md').read_text()
+
+
+def _lines(start: str) -> list[str]:
+  """The lines of shell that start so; a line that ends with a backslash goes on."""
+  blocks = [block for page in PAGES for block in re.findall(r'```sh\n(.*?)```', page, re.DOTALL)]
+  lines = [line for block in blocks for line in block.replace('\\\n', ' ').splitlines()]
+  return [line for line in lines if line.startswith(start)]
 
 
 def _commands() -> list[str]:
-  """The lines that start a program of ours; a line that ends with a backslash goes on."""
-  blocks = [block for page in PAGES for block in re.findall(r'```sh\n(.*?)```', page, re.DOTALL)]
-  lines = [line for block in blocks for line in block.replace('\\\n', ' ').splitlines()]
-  return [line for line in lines if line.startswith('python ')]
+  """Those that start a program of ours."""
+  return _lines('python ')
 
 
 def _files() -> dict[str, str]:
@@ -79,6 +85,34 @@ def test_every_other_command_is_understood(command):
   else:
     assert program == 'eval.py'
   assert callable(read([program, *words[2:]]))  # the work, not yet begun
+
+
+@pytest.mark.parametrize('line', [*_lines('sbatch '), *_lines('launch/'), *_lines('kubectl ')])
+def test_every_recipe_is_there_and_takes_what_it_is_given(line, capsys, monkeypatch):
+  words = shlex.split(line)
+  [place] = [place for place, word in enumerate(words) if word.startswith('launch/')]
+  assert (ROOT / words[place]).is_file()
+  flags = [word for word in words[place + 1:] if word.startswith('--')]
+  monkeypatch.chdir(ROOT)
+  assert commands.train(['train.py', *flags, '--print_config']) == 0 if flags else 'apply' in words
+  capsys.readouterr()
+
+
+def test_the_log_is_read_as_the_page_on_operations_says(tmp_path, monkeypatch):
+  log = tmp_path / 'runs' / 'digits' / 'metrics.jsonl'
+  log.parent.mkdir(parents=True)
+  values = [
+    {'train/loss': 2.0, 'train/num_skipped': 0.0, 'speed/examples_per_second': 9.0}, {'validation/loss': 1.5},
+    {'train/loss': None, 'train/num_skipped': 0.5, 'speed/examples_per_second': 8.0}, {'test/loss': 1.0}]
+  log.write_text(''.join(json.dumps({'step': step, **line}) + '\n' for step, line in enumerate(values)))
+  monkeypatch.chdir(tmp_path)
+  [block] = re.findall(r'```python\n(.*?)```', OPERATIONS, re.DOTALL)
+  names: dict = {}
+  exec(block, names)
+  assert names['losses'] == {0: 2.0, 2: None}
+  if shutil.which('jq'):
+    shown = [subprocess.check_output(line, shell=True, text=True).split() for line in _lines('jq ')]
+    assert shown == [['1', '1.5'], ['[', '2', ']'], ['9']]
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ from __future__ import annotations
 import functools
 import json
 import math
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +24,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from perceiver_jax.types import AXIS, Batch, Tree, UserError
+
+_PATIENCE_SECONDS, _GIVE_UP_SECONDS = 15, 300  # for the other processes to come
 
 
 def join(coordinator_address: str | None, num_processes: int | None, process_id: int | None, timeout: float) -> None:
@@ -42,12 +46,16 @@ def join(coordinator_address: str | None, num_processes: int | None, process_id:
   """
   if num_processes == 1:
     return
+  waiting = threading.Timer(_PATIENCE_SECONDS, _say_that_we_wait)
+  waiting.daemon = True
+  waiting.start()
   # Its handler of SIGTERM would replace ours, which stops all processes at the same step.
   jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(
       coordinator_address, num_processes, process_id,
-      heartbeat_timeout_seconds=math.ceil(timeout), shutdown_timeout_seconds=math.ceil(timeout))
+      initialization_timeout=_GIVE_UP_SECONDS, heartbeat_timeout_seconds=math.ceil(timeout),
+      shutdown_timeout_seconds=math.ceil(timeout))
   except ValueError as error:  # JAX's word for "no cluster here", as for a number that cannot be
     if (coordinator_address, num_processes, process_id) != (None, None, None):
       raise UserError(
@@ -56,6 +64,14 @@ def join(coordinator_address: str | None, num_processes: int | None, process_id:
   except RuntimeError as error:
     raise UserError(f'the processes of this run do not find each other: {error}\n'
                     '--num_processes=1 trains with this process alone') from error
+  finally:
+    waiting.cancel()
+
+
+def _say_that_we_wait() -> None:
+  print(f'Waiting for the other processes. If they do not come within {_GIVE_UP_SECONDS} seconds, JAX ends this one with '
+        'exit code 134.\nHave all been started, and can they reach process 0? --num_processes=1 goes on alone.',
+        file=sys.stderr, flush=True)
 
 
 def meet() -> None:

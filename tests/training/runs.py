@@ -1,0 +1,48 @@
+"""Runs in processes of their own: what the tests of accidents start, and what they look at when it has ended."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+from typing import NamedTuple
+
+from benchmarks.survive import ROOT, TINY
+
+NUM_STEPS = 6  # of TINY
+
+
+class Ended(NamedTuple):
+  """A process that has ended, and the steps whose checkpoints it left."""
+
+  exit_code: int
+  out: str
+  err: str
+  steps: list[int]
+
+
+def start(program: list[str], workdir: pathlib.Path, *arguments: str, num_devices: int = 2) -> Ended:
+  """Any program of ours, to its end."""
+  flags = f'--xla_force_host_platform_device_count={num_devices}'
+  done = subprocess.run(
+    [sys.executable, *program, f'--workdir={workdir}', *arguments], capture_output=True, text=True, check=False,
+    env={**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT), 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'})
+  names = [path.name for path in (workdir / 'checkpoints').glob('*')]
+  return Ended(done.returncode, done.stdout, done.stderr, sorted(int(name) for name in names if name.isdecimal()))
+
+
+def train(workdir: pathlib.Path, *arguments: str) -> Ended:
+  """train.py."""
+  return start([str(ROOT / 'train.py')], workdir, *TINY, *arguments)
+
+
+def train_until(what: str, split: str, step: int, workdir: pathlib.Path, *arguments: str, hours: int = 0) -> Ended:
+  """train.py with an accident: see accidents.py."""
+  program = [str(pathlib.Path(__file__).with_name('accidents.py')), what, split, str(step), str(hours)]
+  return start(program, workdir, *TINY, *arguments)
+
+
+def files(workdir: pathlib.Path) -> dict[str, bytes]:
+  """Everything in it."""
+  return {str(path.relative_to(workdir)): path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
