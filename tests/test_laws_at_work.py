@@ -53,23 +53,25 @@ def _task(experiment: str) -> tuple[ConfigDict, Task]:
 
 
 @functools.cache
-def _shapes(experiment: str) -> tuple[Any, Any]:
-  """The parameters, and the outputs for 8 examples; nothing is computed."""
+def _built(experiment: str) -> tuple[hk.TransformedWithState, Batch, Any]:
+  """The model, 8 examples, and the shapes of its parameters and state; nothing is computed."""
   _, task = _task(experiment)
   model = hk.transform_with_state(task.forward)
   batch = {name: np.zeros((8, *field.shape), field.dtype) for name, field in task.spec.items()}
   batch['mask'] = np.ones(8, np.float32)
+  return model, batch, jax.eval_shape(functools.partial(model.init, is_training=True), jax.random.key(0), batch)
 
-  def run(key: jax.Array) -> tuple[Any, Any]:
-    params, state = model.init(key, batch, is_training=True)
-    return params, model.apply(params, state, None, batch, is_training=False)[0]
 
-  return jax.eval_shape(run, jax.random.key(0))
+@functools.cache
+def _outputs(experiment: str) -> Any:
+  """Their shapes."""
+  model, batch, trees = _built(experiment)
+  return jax.eval_shape(functools.partial(model.apply, is_training=False), *trees, None, batch)[0]
 
 
 def _parameters(experiment: str) -> dict[str, str]:
   """{'module/path/leaf': 'rows x columns'}"""
-  params, _ = _shapes(experiment)
+  _, _, (params, _) = _built(experiment)
   return {
     f'{module}/{leaf}': ' x '.join(map(str, array.shape))
     for module, leaves in sorted(params.items()) for leaf, array in sorted(leaves.items())
@@ -80,9 +82,12 @@ def _small_task() -> Task:
   """Three classes by a dropout and a linear layer, which compile at once; every split is the same 22 examples."""
   spec = {'x': Field((4,), 'float32'), 'label': Field((), 'int32')}
 
-  def batches(split: str, *, batch_size: int, is_training: bool) -> Iterator[Batch]:
+  def batches(
+      split: str, *, batch_size: int, is_training: bool, rows: slice = slice(None),
+  ) -> Iterator[Batch]:
     from perceiver_jax.data import pipeline, synthetic
-    return pipeline.eval_batches(synthetic.SyntheticSource(spec, 22, bounds={'label': 3}), spec, batch_size=batch_size)
+    source = synthetic.SyntheticSource(spec, 22, bounds={'label': 3})
+    return pipeline.eval_batches(source, spec, batch_size=batch_size, rows=rows)
 
   def forward(batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
     x = hk.dropout(hk.next_rng_key(), 0.5, batch['x']) if is_training else batch['x']
@@ -124,7 +129,7 @@ def data_libraries_of_inference() -> list[str]:
     for module in pkgutil.iter_modules(package.__path__):
       importlib.import_module(f'{package.__name__}.{module.name}')
   for experiment in SMALL_EXPERIMENTS:
-    _shapes(experiment)
+    _outputs(experiment)
   config, _ = _task('configs/imagenet.py:debug')
   params, state = importlib.import_module('perceiver_jax.inference.model').template(config)
   with tempfile.TemporaryDirectory() as root:
@@ -188,7 +193,7 @@ def _noise(experiment: str) -> tuple[Task, Any, Batch]:
 
   _, task = _task(experiment)
   generator = np.random.default_rng(0)
-  outputs = jax.tree.map(lambda x: generator.normal(size=x.shape).astype(x.dtype), _shapes(experiment)[1])
+  outputs = jax.tree.map(lambda x: generator.normal(size=x.shape).astype(x.dtype), _outputs(experiment))
   source = SyntheticSource(task.spec, 8)
   return task, outputs, {name: np.stack([source[i][name] for i in range(8)]) for name in task.spec}
 

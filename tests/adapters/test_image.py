@@ -12,6 +12,8 @@ from perceiver_jax.core.input_array import dense
 from perceiver_jax.core.position_encoding import FourierGrid, fourier_features
 from perceiver_jax.types import UserError
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 IMAGE = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 2), np.uint8)
 ORDER = np.random.default_rng(1).permutation(12)
 

@@ -10,6 +10,8 @@ from perceiver_jax.adapters.image import space_to_depth
 from perceiver_jax.adapters.image_output import ConvUpsample, convex_upsample, depth_to_space, raft_flow
 from perceiver_jax.types import UserError
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 GENERATOR = np.random.default_rng(0)
 
 

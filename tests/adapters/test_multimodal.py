@@ -12,6 +12,8 @@ from perceiver_jax.core.input_array import InputArray, dense, valid_elements
 from perceiver_jax.core.position_encoding import fourier_grid
 from perceiver_jax.types import UserError
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 GENERATOR = np.random.default_rng(0)
 INPUTS = {  # neither inserted nor, by width or length, in the order of their names
   'video': InputArray(GENERATOR.normal(size=(2, 6, 3)).astype(np.float32), fourier_grid((2, 3), 2)),

@@ -18,6 +18,8 @@ from perceiver_jax.core.input_array import InputArray, dense
 from perceiver_jax.core.position_encoding import fourier_grid
 from perceiver_jax.types import UserError
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 def _transformed(function):
   return hk.without_apply_rng(hk.transform(function))

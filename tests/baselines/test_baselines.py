@@ -25,6 +25,8 @@ from perceiver_jax.training import experiment, loop
 from perceiver_jax.types import UserError
 from tests.core.test_attention import compiled, randomise
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 BATCH = {
   'image': np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8),
   'label': np.array([0, 1, 2, 4], np.int32),

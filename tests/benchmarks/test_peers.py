@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import sys
@@ -18,6 +19,8 @@ from perceiver_jax.interop import huggingface
 from perceiver_jax.tasks import image_classification
 from perceiver_jax.types import UserError
 from tests.interop.huggingface_models import torch
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 TINY = Work(
   'io_step', batch=2, size=4, num_bands=2, num_latents=3, latent_channels=8, num_heads=2, num_blocks=2, num_layers=1,
@@ -62,7 +65,8 @@ def test_hugging_faces_model_computes_what_ours_does_from_the_same_weights():
     lambda key: model.init(key, {'image': image, 'mask': np.ones(2)}, is_training=True), jax.random.key(0))
   weights = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
   params, state = huggingface.convert(weights, config, template)
-  found, _ = model.apply(params, state, None, {'image': image}, is_training=False)
+  apply = jax.jit(functools.partial(model.apply, is_training=False))
+  found, _ = apply(params, state, None, {'image': image})
   with torch.no_grad():
     np.testing.assert_allclose(found['logits'], theirs(torch.from_numpy(image)).numpy(), atol=1e-5)
 

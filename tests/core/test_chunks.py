@@ -10,6 +10,8 @@ from perceiver_jax.core import attention
 from perceiver_jax.core.attention import attend
 from perceiver_jax.core.chunks import in_chunks
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 QUERY = np.random.default_rng(0).normal(size=(2, 11, 3)).astype(np.float32)
 
 

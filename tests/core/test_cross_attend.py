@@ -15,6 +15,8 @@ from perceiver_jax.core.position_encoding import fourier_grid
 from perceiver_jax.types import UserError
 from tests.core.test_attention import compiled, normal, randomise
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 GRID = functools.partial(fourier_grid, (2, 3), 2)
 PATHS = ['dense', 'factored', 'chunked']
 

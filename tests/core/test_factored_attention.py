@@ -20,6 +20,8 @@ from perceiver_jax.core.position_encoding import fourier_features, fourier_grid
 from perceiver_jax.types import UserError
 from tests.core.test_attention import assert_gradient_is_numeric, compiled, normal, randomise
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 NUM_QUERIES, BATCH_SIZE = 5, 3
 TOLERANCE = {np.float64: 1e-12, np.float32: 1e-5}
 

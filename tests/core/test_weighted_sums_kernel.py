@@ -14,6 +14,7 @@ from perceiver_jax.core.input_array import InputArray
 from perceiver_jax.core.position_encoding import fourier_grid
 from perceiver_jax.core.weighted_sums import Scores, Tables, Tiles
 from perceiver_jax.core.weighted_sums_kernel import backward, forward, suits
+from tests.core.test_attention import ROUNDED_ALIKE
 
 FLOAT = np.float32
 INTERPRET = jax.default_backend() != 'gpu'
@@ -72,11 +73,14 @@ def _summed(weights, features):
   return Scores(np.einsum('bswr,bswf->bfr', weights, features), Tables(weights.sum(2), weights.sum(1)))
 
 
-@functools.partial(jax.jit, static_argnames=('to_tiles', 'interpret'))
-def _by_kernels(scores, tiles, cotangents, to_tiles=True, interpret=INTERPRET):
+def _passes(scores, tiles, cotangents, to_tiles=True, interpret=INTERPRET):
   sums, lse = forward(scores, tiles, interpret=interpret)
   of_scores, of_tiles = backward(scores, tiles, sums, lse, cotangents, to_tiles=to_tiles, interpret=interpret)
   return (sums, lse), (of_scores, of_tiles.features, of_tiles.scale)
+
+
+_jit = functools.partial(jax.jit, static_argnames=('to_tiles', 'interpret'))
+_by_kernels, _rounded_alike = _jit(_passes), _jit(_passes, compiler_options=ROUNDED_ALIKE)
 
 
 def _assert_close(found, expected, tolerance=1e-5):
@@ -116,17 +120,17 @@ def test_large_logits_neither_overflow_nor_lose_the_sum_of_the_softmax(size):
 
 def test_without_a_scale_it_is_one():
   scores, tiles, cotangents = _problem(2, 3, 5, 3, 10)
-  found = _by_kernels(scores, tiles._replace(scale=None), cotangents)
-  ones = _by_kernels(scores, tiles._replace(scale=np.ones_like(tiles.scale)), cotangents)
+  found = _rounded_alike(scores, tiles._replace(scale=None), cotangents)
+  ones = _rounded_alike(scores, tiles._replace(scale=np.ones_like(tiles.scale)), cotangents)
   assert found[1][2] is None
   jax.tree.map(np.testing.assert_array_equal, (found[0], found[1][:2]), (ones[0], ones[1][:2]))
 
 
 def test_tiles_have_gradients_only_where_asked():
   problem = _problem(2, 3, 5, 3, 10)
-  _, (of_scores, *of_tiles) = _by_kernels(*problem, to_tiles=False)
+  _, (of_scores, *of_tiles) = _rounded_alike(*problem, to_tiles=False)
   assert of_tiles == [None, None]
-  jax.tree.map(np.testing.assert_array_equal, of_scores, _by_kernels(*problem)[1][0])
+  jax.tree.map(np.testing.assert_array_equal, of_scores, _rounded_alike(*problem)[1][0])
 
 
 def test_where_nothing_is_valid_all_elements_count_alike_and_no_score_has_a_gradient():

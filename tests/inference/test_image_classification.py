@@ -10,6 +10,8 @@ from perceiver_jax.inference.model import as_image
 from perceiver_jax.types import UserError
 from tests.tasks.tiny import random_model, read_config
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -37,7 +39,7 @@ def _reference(image, size):
   side = int(224 / 256 * min(height, width))
   top, left = (height - side + 1) // 2, (width - side + 1) // 2
   cut = image[top:top + side, left:left + side].astype(float)
-  both = np.einsum('ih,jw,hwc->ijc', _weights(side, size), _weights(side, size), cut)
+  both = np.einsum('ih,jw,hwc->ijc', _weights(side, size), _weights(side, size), cut, optimize=True)
   return np.clip(both, 0, 255)
 
 

@@ -9,6 +9,8 @@ from perceiver_jax.inference.model import Model
 from perceiver_jax.types import UserError
 from tests.tasks.tiny import random_model, read_config
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 ASTERISK = ord('*') + 6
 
 

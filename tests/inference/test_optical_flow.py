@@ -9,6 +9,8 @@ from perceiver_jax.inference.optical_flow import predict, tile_corners, tile_wei
 from perceiver_jax.types import UserError
 from tests.tasks.tiny import random_model, read_config
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 TILE = 12, 16                              # of the tiny model
 RNG = np.random.default_rng(0)
 

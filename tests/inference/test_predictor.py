@@ -17,6 +17,8 @@ from perceiver_jax.training.checkpoint import load_weights
 from perceiver_jax.types import UserError
 from tests.tasks.tiny import num_parameters, random_trees, read_config
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 EXPERIMENTS = {
   'picture': 'imagenet:conv,debug', 'text': 'masked_lm:debug', 'flow': 'optical_flow:debug',
   'clip': 'video_autoencoding:debug',

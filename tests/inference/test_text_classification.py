@@ -9,6 +9,8 @@ from perceiver_jax.types import UserError
 from tests.tasks.test_text_classification import read_config
 from tests.tasks.tiny import random_model
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 @pytest.fixture(scope='module')
 def model():

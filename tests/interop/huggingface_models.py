@@ -222,12 +222,21 @@ def their_logits(model: Any, inputs: dict[str, Any]) -> Any:
     return jax.tree.map(lambda logits: logits.numpy(), model(**tensors(inputs)).logits)
 
 
+def _jitted(model: hk.TransformedWithState) -> Callable[..., Any]:
+  return jax.jit(functools.partial(model.apply, is_training=False))
+
+
+@functools.cache
+def _apply(name: str) -> Callable[..., Any]:
+  """That of the pair's own model, compiled once for each form of a batch."""
+  return _jitted(pair(name).model)
+
+
 def our_logits(name: str, batch: dict[str, np.ndarray] | None = None, config: ConfigDict | None = None) -> Any:
   """`batch` and `config` in place of the pair's own."""
   each = pair(name)
-  model = each.model if config is None else ours(config)
-  outputs, _ = jax.jit(functools.partial(model.apply, is_training=False))(
-    each.params, each.state, None, each.batch if batch is None else batch)
+  apply = _apply(name) if config is None else _jitted(ours(config))
+  outputs, _ = apply(each.params, each.state, None, each.batch if batch is None else batch)
   return huggingface_inputs.logits_of(each.config, CASES[name].architecture, outputs)
 
 

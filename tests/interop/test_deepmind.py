@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import pathlib
@@ -34,6 +35,13 @@ def _config(name, is_small=False):
   return config_file.load(f'{ROOT}/configs/{experiment}')
 
 
+@functools.cache
+def _full_size(name):
+  """(config, shapes of params and state), which nobody may change."""
+  config = _config(name)
+  return config, template(config)
+
+
 def _random(shapes):
   """Arrays of these shapes, no two alike."""
   rng = np.random.default_rng(0)
@@ -58,10 +66,10 @@ def _write(path, tree):
 
 @pytest.mark.parametrize('name', TREES)
 def test_every_entry_of_a_released_model_has_its_place(name):
-  config = _config(name)
+  config, shapes = _full_size(name)
   found = {
     f'{kind} {module}:{leaf}': ' x '.join(map(str, value.shape))
-    for kind, tree in _renamed(template(config), config.task).items()
+    for kind, tree in _renamed(shapes, config.task).items()
     for module, leaves in tree.items() for leaf, value in leaves.items()}
   assert found == TREES[name]
 
@@ -101,11 +109,11 @@ def test_all_that_does_not_fit_is_named_at_once(tmp_path):
 @pytest.mark.parametrize(('asked', 'given'), itertools.permutations(TREES, 2))
 def test_a_file_of_another_released_model_is_told_by_name(asked, given):
   """At full size, but in arrays without memory."""
-  config, other = _config(asked), _config(given)
-  shapes = _renamed(template(other), other.task)
-  foreign = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), shapes)
+  (config, expected), (other, found) = _full_size(asked), _full_size(given)
+  foreign = jax.tree.map(
+    lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), _renamed(found, other.task))
   with pytest.raises(UserError) as error:
-    deepmind.convert(foreign['params'], foreign['state'], config, template(config), 'file.pystate')
+    deepmind.convert(foreign['params'], foreign['state'], config, expected, 'file.pystate')
   said = str(error.value)
   assert said.startswith(f'file.pystate looks like {given}, not {asked}: it does not fit this model: ')
   assert said.count(';') == 3 and said.endswith(' in all')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import jax
@@ -25,6 +26,8 @@ from tests.interop.huggingface_models import (
   torch,
   transformers,
 )
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 TOLERANCE = 2e-5  # ||ours - theirs|| / ||theirs||, in float32
 
@@ -141,6 +144,12 @@ def test_there_and_back_again_is_the_same_bit_for_bit(name):
   assert jax.tree.structure(again) == jax.tree.structure((each.params, each.state))
 
 
+@functools.cache
+def _trained(name):
+  """A pass of training through our model, compiled."""
+  return jax.jit(functools.partial(pair(name).model.apply, is_training=True))
+
+
 @pytest.mark.parametrize('num_batches', [None, 0, 3, 123_456])
 def test_batchnorm_goes_on_from_their_averages(num_batches):
   each = pair('conv')
@@ -154,7 +163,7 @@ def test_batchnorm_goes_on_from_their_averages(num_batches):
     np.testing.assert_array_equal(
       state[f'stem/norm/~/{average}_ema']['average'].ravel(), theirs[counter.replace('num_batches_tracked', name)])
   # After one more batch nine tenths of the average are the old one, as in PyTorch with momentum 0.1.
-  _, after = each.model.apply(each.params, state, jax.random.key(0), each.batch, is_training=True)
+  _, after = _trained('conv')(each.params, state, jax.random.key(0), each.batch)
   module = each.theirs.perceiver.input_preprocessor.convnet
   images = tensors(each.inputs['inputs'])
   mean = module.conv(images).mean((0, 2, 3)).detach().numpy()

@@ -15,6 +15,8 @@ from perceiver_jax.interop import huggingface
 from perceiver_jax.types import UserError
 from tests.interop.huggingface_models import CASES, error, pair, their_logits, transformers
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 @pytest.fixture
 def dead_process() -> int:

@@ -23,6 +23,8 @@ from perceiver_jax.inference import optical_flow, video_autoencoding
 from perceiver_jax.inference.model import build, task_of, template
 from perceiver_jax.interop import deepmind
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / 'tests' / 'golden' / 'deepmind_outputs.npz'
 EXPERIMENTS = {

@@ -91,6 +91,14 @@ def test_a_file_that_is_something_else_is_named_as_what_it_is(tmp_path, name, co
     torch_file.read(tmp_path)
 
 
+@pytest.mark.parametrize('kind, shape', [('F8_E4M3', [0]), ('F8_E8M0', [0]), ('F32', [0] * 65)])
+def test_safetensors_of_a_dtype_or_with_more_axes_than_numpy_has_are_refused(tmp_path, kind, shape):
+  header = json.dumps({'w': {'dtype': kind, 'shape': shape, 'data_offsets': [0, 0]}}).encode()
+  (tmp_path / 'model.safetensors').write_bytes(len(header).to_bytes(8, 'little') + header)
+  with pytest.raises(UserError, match=r'model\.safetensors'):
+    torch_file.read(tmp_path)
+
+
 # PyTorch's own files.
 
 

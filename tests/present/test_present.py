@@ -23,6 +23,8 @@ from tests.present.conftest import ROOT
 from tests.tasks.test_text_classification import read_config
 from tests.tasks.tiny import random_trees
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 INPUTS = {
   'picture': ['first.png'], 'text': ['Some [words] are [MASK].'], 'flow': ['first.png', 'second.png'],
   'clip': ['clip.avi', 'sound.wav'],

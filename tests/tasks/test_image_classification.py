@@ -14,6 +14,8 @@ from perceiver_jax.tasks import image_classification
 from perceiver_jax.types import UserError
 from tests.core.test_attention import compiled, randomise
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 ORIGINAL = {'head': 'pool', 'num_cross_attends': 8}
 IO_LEARNED = {
   'stem': {'kind': 'conv1x1', 'channels': 256}, 'position': {'kind': 'learned', 'projection_channels': 256}}

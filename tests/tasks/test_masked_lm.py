@@ -6,6 +6,8 @@ import pytest
 from perceiver_jax.core import attention
 from tests.tasks import tiny
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 LENGTH = 32
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(6, 262, (3, LENGTH)).astype(np.int32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import haiku as hk
 import jax
 import numpy as np
@@ -11,6 +13,9 @@ from ml_collections import ConfigDict
 from configs import digits
 from perceiver_jax.tasks import image_classification
 from perceiver_jax.types import UserError
+from tests.core.test_attention import compiled, randomise
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 BATCH = {
   'image': np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), dtype=np.uint8),
@@ -37,13 +42,9 @@ def _shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
 def _outputs(config: ConfigDict, batch=BATCH, **kwargs):
   """With parameters that are the same for every config with the same tree, and none of them zero."""
   model = _model(config)
-
-  def run(key):
-    params, state = model.init(key, BATCH, is_training=True)
-    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, x.shape), params)
-    return model.apply(params, state, None, batch, is_training=False, **kwargs)[0]
-
-  return jax.jit(run)(jax.random.key(0))
+  params, state = jax.eval_shape(functools.partial(model.init, is_training=True), jax.random.key(0), BATCH)
+  apply = compiled(functools.partial(model.apply, is_training=False, **kwargs))
+  return apply(randomise(params), jax.tree.map(lambda x: np.ones(x.shape, x.dtype), state), None, batch)[0]
 
 
 @pytest.mark.parametrize(('backbone', 'part'), [

@@ -7,6 +7,8 @@ from perceiver_jax.adapters.flow import frame_patches
 from perceiver_jax.core import attention
 from tests.tasks import tiny
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 HEIGHT, WIDTH = 12, 16
 NUM_PIXELS = HEIGHT * WIDTH
 RNG = np.random.default_rng(0)

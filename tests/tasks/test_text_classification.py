@@ -6,6 +6,8 @@ import pytest
 from perceiver_jax.core import attention
 from tests.tasks import tiny
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 LENGTH = 32
 TOKENS = np.random.default_rng(0).integers(6, 262, (3, LENGTH)).astype(np.int32)
 VALID = (np.arange(LENGTH) < np.array([[10], [32], [21]])).astype(np.uint8)

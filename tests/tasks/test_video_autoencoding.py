@@ -7,6 +7,8 @@ from perceiver_jax.core import attention
 from perceiver_jax.tasks import video_autoencoding
 from tests.tasks import tiny
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 RNG = np.random.default_rng(0)
 BATCH = {
   'video': RNG.integers(0, 256, (2, 2, 8, 8, 3), dtype=np.uint8),
