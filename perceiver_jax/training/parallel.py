@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src import distributed
+from jax._src import distributed, xla_bridge
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -32,7 +32,8 @@ def join(coordinator_address: str | None, num_processes: int | None, process_id:
   """Makes this process one of those that work together; to be called before JAX meets a device.
 
   What is None, JAX finds out on TPU pods, under SLURM, Open MPI and, with the package `kubernetes`, in Kubernetes.
-  Where it finds nothing, or `num_processes` is 1, the process stays alone.
+  Where it finds nothing, or `num_processes` is 1, the process stays alone; so it does where nothing is given and JAX
+  has met a device already, in a notebook say.
 
   Args:
     coordinator_address: HOST:PORT of process 0, which listens there.
@@ -44,7 +45,8 @@ def join(coordinator_address: str | None, num_processes: int | None, process_id:
     UserError: only some of the arguments are given and the rest is not to be found, or they are out of range, or the
       others do not come.
   """
-  if num_processes == 1:
+  is_told = (coordinator_address, num_processes, process_id) != (None, None, None)
+  if num_processes == 1 or (not is_told and xla_bridge.backends_are_initialized()):
     return
   waiting = threading.Timer(_PATIENCE_SECONDS, _say_that_we_wait)
   waiting.daemon = True
@@ -57,7 +59,7 @@ def join(coordinator_address: str | None, num_processes: int | None, process_id:
       initialization_timeout=_GIVE_UP_SECONDS, heartbeat_timeout_seconds=math.ceil(timeout),
       shutdown_timeout_seconds=math.ceil(timeout))
   except ValueError as error:  # JAX's word for "no cluster here", as for a number that cannot be
-    if (coordinator_address, num_processes, process_id) != (None, None, None):
+    if is_told:
       raise UserError(
         f'{error}\nWhere no cluster is found, --coordinator_address=HOST:PORT, --num_processes and '
         '--process_id go together') from error
@@ -69,8 +71,8 @@ def join(coordinator_address: str | None, num_processes: int | None, process_id:
 
 
 def _say_that_we_wait() -> None:
-  print(f'Waiting for the other processes. If they do not come within {_GIVE_UP_SECONDS} seconds, JAX ends this one with '
-        'exit code 134.\nHave all been started, and can they reach process 0? --num_processes=1 goes on alone.',
+  print('Waiting for the other processes. Have all been started, and can they reach process 0? If they do not come '
+        f'within {_GIVE_UP_SECONDS} seconds, JAX ends this one with exit code 134. --num_processes=1 goes on alone.',
         file=sys.stderr, flush=True)
 
 
