@@ -11,10 +11,11 @@ BIN_TF := .venv-tf/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement
 NAME ?= imagenet2012
 NUM_WORKERS ?= 2
+TIMES ?= 25
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help digits permuted imagenet test test-fast test-tf lint clean
+.PHONY: help digits permuted soak imagenet test test-fast test-tf fuzz lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +25,9 @@ digits: .venv/.requirements  ## train Perceiver IO on handwritten digits into ru
 
 permuted: .venv/.requirements  ## train five kinds of models on raw and on permuted images: an hour (ARGS=--quick: 7 minutes)
 	$(BIN)/python -m benchmarks.permuted $(ARGS)
+
+soak: .venv/.requirements  ## kill training runs for half an hour, and 20 more: an hour (ARGS='--minutes=5 --seeds=3')
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 imagenet:  ## build ImageNet for training in DATA=DIR, from its two tars there (NAME=cifar10); see docs/data.md
 	@$(if $(DATA),,echo 'DATA is missing: the directory of the tars. For example: make imagenet DATA=/data (see docs/data.md)' >&2; exit 1)
@@ -38,6 +42,9 @@ test-fast: .venv/.requirements-test  ## the tests that need no training run
 
 test-tf: .venv/.requirements-test .venv-tf/.requirements  ## build data with TensorFlow, read it without
 	PERCEIVER_TF_PYTHON=$(BIN_TF)/python $(BIN)/python -m pytest tests/tf $(ARGS)
+
+fuzz: .venv/.requirements-test  ## over 100,000 broken and hostile inputs, new ones each time: 8 minutes of one core (TIMES=100 for more)
+	PERCEIVER_FUZZ=$(TIMES) $(BIN)/python -m pytest tests/fuzz --numprocesses $(NUM_WORKERS) --dist worksteal --maxfail 1 $(ARGS)
 
 lint: .venv/.requirements-test  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.machinery
+import os
 import re
 import sys
 import traceback
@@ -30,7 +31,7 @@ def load(path_and_variant: str) -> ConfigDict:
   """The locked config of 'configs/digits.py' or 'configs/digits.py:perceiver'. Raises UserError."""
   name, _, variant = path_and_variant.partition(':')
   path = Path(name)
-  if not path.is_file():
+  if not os.path.isfile(path):              # which answers for a name that no file can have, too
     raise UserError(_no_such_file(path))
   try:
     module = _execute(path)
@@ -57,6 +58,10 @@ def override(config: ConfigDict, argv: Sequence[str], flag_values: flags.FlagVal
   config_flags.DEFINE_config_dict('config', config, flag_values=flag_values, sys_argv=[*argv])
   try:
     return flag_values(argv)
+  except (MemoryError, RecursionError) as error:  # of absl in search of a similar name, of Python in reading a tuple
+    raise UserError(f'too long, or nested too deeply: {max(argv, key=len)[:60]} ...') from error
+  except ValueError as error:               # of --noconfig.key=value: absl says so, but as no flags.Error
+    raise UserError(str(error)) from error
   except flags.IllegalFlagValueError as error:
     wrong = re.match(r'flag (--config\.([\w.]+)=.*?): ', str(error))
     if not wrong:
@@ -112,11 +117,13 @@ def _no_such_file(path: Path) -> str:
 
 
 def _config_files(folder: Path) -> list[str]:
-  return sorted(file.name for file in folder.glob('*.py') if _offers_config(file))
+  return sorted(file.name for file in folder.glob('*.py') if _offers_config(file)) if os.path.isdir(folder) else []
 
 
 def _offers_config(file: Path) -> bool:
-  return file.name != 'common.py' and 'def get_config(' in file.read_text(errors='replace')
+  if file.name == 'common.py' or not file.is_file() or not os.access(file, os.R_OK):
+    return False
+  return 'def get_config(' in file.read_text(errors='replace')
 
 
 def _fault(path: Path, error: Exception) -> str:

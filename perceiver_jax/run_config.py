@@ -9,21 +9,28 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from perceiver_jax.types import UserError
 
 _ABSENT = object()
+# Keys that say how or where, not what: a run may go on with other values, on other machines say.
+_MAY_CHANGE = frozenset((
+  'attention', 'checkpoint.every_steps', 'checkpoint.keep_last', 'data.path', 'log.wandb', 'micro_batches',
+  'peer_timeout_seconds', 'remat', 'rewind.max_rewinds'))
 # What the last word of a key says of its value; the first that matches counts.
 _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
-  ('num_blocks|warmup_steps|weight_decay|max_norm|peak_lr|init_scale', 'at least 0', lambda x: x >= 0),
+  ('factor', 'more than 1', lambda x: x > 1),
+  ('num_blocks|max_rewinds|warmup_steps|weight_decay|max_norm|peak_lr|init_scale', 'at least 0', lambda x: x >= 0),
   ('ema_decay|label_smoothing|constant_share', 'from 0 to 1', lambda x: 0 <= x <= 1),
   ('.*_prob', 'at least 0 and less than 1', lambda x: 0 <= x < 1),
-  ('num_.*|.*_steps|.*_seconds|.*_size|.*channels|.*widening|keep_last|micro_batches|max_skipped', 'at least 1', lambda x: x >= 1),
+  ('num_.*|.*_steps|.*_seconds|.*_size|.*channels|.*widening|keep_last|micro_batches|max_skipped',
+   'at least 1', lambda x: x >= 1),
 )
 # Keys that older runs lack: one that stands beside it, the key, and the value with which a run does what it did then.
 _LATER: tuple[tuple[str, str, Any], ...] = (
@@ -33,6 +40,8 @@ _LATER: tuple[tuple[str, str, Any], ...] = (
   ('precision', 'attention', 'dense'),
   ('precision', 'remat', 'none'),
   ('precision', 'peer_timeout_seconds', 60.0),
+  ('precision', 'rewind.factor', None),
+  ('precision', 'rewind.max_rewinds', 3),
 )
 
 
@@ -103,9 +112,14 @@ def load(workdir: str | os.PathLike) -> ConfigDict:
 
 
 def _completed(config: ConfigDict) -> ConfigDict:
+  """With the keys that are younger. Raises TypeError where a value stands in place of a section, or the reverse."""
   flat = flatten(config)
-  config.update_from_flattened_dict(
-    {key: value for beside, key, value in _LATER if beside in flat and key not in flat})
+  for beside, key, value in _LATER:
+    if beside in flat and key not in flat:
+      section, _, leaf = key.rpartition('.')
+      if section and '.' not in section and section not in config:
+        config[section] = ConfigDict()
+      (config[section] if section else config)[leaf] = value
   return config
 
 
@@ -114,7 +128,7 @@ def check_workdir(config: ConfigDict, workdir: str | os.PathLike, *, is_new: boo
   if is_new:
     if os.path.exists(os.path.join(workdir, 'config.json')) and 'num_steps' not in load(workdir):
       raise UserError(f'{workdir}/config.json is not one of ours and would be overwritten. Choose another --workdir')
-  elif different := differences(load(workdir), config):
+  elif different := differences(load(workdir), config, leave_out=_MAY_CHANGE):
     shown = '; '.join(different[:5]) + ('; ...' if len(different) > 5 else '')
     raise UserError(
       f'{workdir} holds a run of another config: {shown}.\n'
@@ -124,19 +138,23 @@ def check_workdir(config: ConfigDict, workdir: str | os.PathLike, *, is_new: boo
 def claim(config: ConfigDict, workdir: str | os.PathLike, *, is_new: bool) -> None:
   """Makes `workdir` the folder of this run: writes its config where the run `is_new`, else finds the same one there.
 
+  Of the same one, keys that do not say what the run is may have other values, which take the place of the old ones.
   Raises UserError as `check_workdir` does, or where nothing can be written; what is there is then untouched.
   """
   check_workdir(config, workdir, is_new=is_new)
-  if is_new:
+  changed = [] if is_new else differences(load(workdir), config)
+  for change in changed:
+    logging.info('%s. The run goes on so.', change)
+  if is_new or changed:
     save(config, workdir)
 
 
-def differences(saved: ConfigDict, current: ConfigDict) -> list[str]:
+def differences(saved: ConfigDict, current: ConfigDict, *, leave_out: Collection[str] = ()) -> list[str]:
   """One line per key whose value differs: 'optimizer.peak_lr: 0.002 in the workdir, 0.001 now'."""
   before, now = flatten(saved), flatten(current)
   return [
     f'{key}: {_show(before, key)} in the workdir, {_show(now, key)} now'
-    for key in sorted(before.keys() | now.keys())
+    for key in sorted((before.keys() | now.keys()) - set(leave_out))
     if before.get(key, _ABSENT) != now.get(key, _ABSENT)
   ]
 

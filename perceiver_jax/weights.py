@@ -103,7 +103,8 @@ def load(directory: str | os.PathLike) -> Weights:
       metadata = file.metadata() or {}
       _check_header(path, metadata)
       arrays = file.get_tensors()
-  except (OSError, SafetensorError, AttributeError) as error:  # the last for a dtype that NumPy lacks
+  # The last two for a dtype, and a number of axes, that NumPy lacks.
+  except (OSError, SafetensorError, AttributeError, ValueError) as error:
     raise UserError(f'{path} is damaged, or is no safetensors file: {error}') from error
   trees: dict[str, dict[str, dict[str, np.ndarray]]] = {'params': {}, 'state': {}}
   for name in sorted(arrays):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 
 import pytest
@@ -97,3 +98,11 @@ def test_a_run_from_before_a_key_existed_goes_on_where_the_key_changes_nothing(t
   now.data.mixing = 'half_and_half'
   with pytest.raises(UserError, match=r"data\.mixing: 'none' in the workdir, 'half_and_half' now"):
     run_config.check_workdir(now, tmp_path, is_new=False)
+
+
+@pytest.mark.parametrize('wrong', [{'attention': {}}, {'rewind': 3}, {'rewind': None}], ids=str)
+def test_a_table_in_place_of_a_value_or_the_reverse_is_damage(tmp_path, config, wrong):
+  values = config.to_dict() | wrong
+  (tmp_path / 'config.json').write_text(json.dumps(values))
+  with pytest.raises(UserError, match=r'config\.json is damaged: '):
+    run_config.load(tmp_path)

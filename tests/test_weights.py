@@ -239,6 +239,8 @@ DAMAGES = {
     {**OURS, 'params/a/w': {'dtype': 'F31', 'shape': [2], 'data_offsets': [0, 8]}}, 8),
   'a dtype that NumPy lacks': with_header(
     {**OURS, 'params/a/w': {'dtype': 'F8_E8M0', 'shape': [8], 'data_offsets': [0, 8]}}, 8),
+  'more axes than NumPy has': with_header(
+    {**OURS, 'params/a/w': {'dtype': 'F32', 'shape': [1] * 65, 'data_offsets': [0, 4]}}, 4),
   'a name without a module': with_header(
     {**OURS, 'params/w': {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 8]}}, 8),
   'a name of neither tree': with_header(

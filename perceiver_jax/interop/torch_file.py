@@ -69,7 +69,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
     return _read_archive(path)
   except OSError as error:
     raise UserError(f'cannot read {path}: {error}') from error
-  except (SafetensorError, zipfile.BadZipFile, EOFError) as error:
+  except (SafetensorError, AttributeError, zipfile.BadZipFile, EOFError) as error:  # the second of a strange dtype
     raise UserError(f'{path} is damaged, or holds no weights{_likely(path)}: {error}') from error
   except (ValueError, RuntimeError) as error:  # the latter of an archive with a password
     raise UserError(f'cannot read {path}: {error!s:.300}. Nothing in it was run') from error

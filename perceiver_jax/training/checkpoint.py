@@ -16,8 +16,8 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,9 +26,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from perceiver_jax.training.orbax_errors import disk_errors, quiet_orbax
+from perceiver_jax.training.saved_state import STATE, check_fits, check_size, read_arrays, saved_tree
 from perceiver_jax.types import TrainState, Tree, UserError
 
-STATE = 'state'
 RECORD = 'checkpoint.json'
 
 
@@ -62,14 +63,17 @@ class Checkpoints:
     self._directory = Path(directory).absolute()
     self._keep_last, self._best_metric = keep_last, best_metric
     self._scores, self._damaged = _scores(self._directory), set[int]()
-    with _disk_errors(f'cannot write checkpoints to {self._directory}'):
+    self._also_keep: int | None = None
+    with disk_errors(f'cannot write checkpoints to {self._directory}'):
       self._directory.mkdir(parents=True, exist_ok=True)
       tempfile.TemporaryFile(dir=self._directory).close()
       for unfinished in self._directory.glob('*.orbax-checkpoint-tmp*'):
         shutil.rmtree(unfinished)  # by us: Orbax does it in a thread that fails where the process ends soon
+    quiet_orbax()
     self._manager = ocp.CheckpointManager(self._directory, options=ocp.CheckpointManagerOptions(
       preservation_policy=SimpleNamespace(should_preserve=self._should_keep),
       async_options=ocp.AsyncOptions(
+        timeout_secs=10**9,                        # for ever: Orbax asks the clock, which may jump by hours
         post_finalization_callback=self._write_record,
         create_directories_asynchronously=False),  # should it fail, Orbax's threads would wait minutes for it
       create=False,
@@ -82,7 +86,10 @@ class Checkpoints:
   def __exit__(self, *error: object) -> None:
     self.close()
 
-  def save(self, step: int, state: TrainState, extras: dict[str, Any], metrics: Mapping[str, float] | None) -> None:
+  def save(
+    self, step: int, state: TrainState, extras: dict[str, Any], metrics: Mapping[str, float] | None,
+    also_keep: int | None = None,
+  ) -> None:
     """Waits for the save before it, copies its arguments, and writes them in the background.
 
     Saving a step again keeps the state that is there; `metrics`, if given, and `extras` then replace the old ones (for
@@ -93,6 +100,7 @@ class Checkpoints:
       state: host arrays, without a replica axis.
       extras: what JSON can hold. Keys become strings; floats come back exactly.
       metrics: {'split/name': value}; None if this step was not evaluated.
+      also_keep: a step whose checkpoint, if there is one, is kept beside the newest and the best.
 
     Raises:
       UserError: this save, or the one before it, could not be written.
@@ -100,6 +108,7 @@ class Checkpoints:
     values = {name: float(value) for name, value in (metrics or {}).items()}
     record = json.loads(json.dumps({'extras': extras, 'metrics': values, 'best_metric': self._best_metric}))
     self.wait()
+    self._also_keep = also_keep
     path, exists = self._directory / str(step), step in self._manager.all_steps()
     if exists and step in self._damaged:
       self._manager.delete(step)
@@ -108,7 +117,7 @@ class Checkpoints:
     if exists and not metrics:
       return
     self._scores[step] = _score(record)
-    with _disk_errors(f'checkpoint {path} was not written; those before it are whole'):
+    with disk_errors(f'checkpoint {path} was not written; those before it are whole'):
       if exists:
         _replace_record(path, {**record, 'files': _read_record(path)['files']})
       else:
@@ -128,8 +137,8 @@ class Checkpoints:
     self.wait()
     path = self._directory / str(step)
     extras = _verify(path)['extras']
-    _check_fits(path, template, _saved_tree(path))
-    return _read_arrays(path, template), extras
+    check_fits(path, template, saved_tree(path))
+    return read_arrays(path, template), extras
 
   def restore_latest(self, template: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
     """As `restore`, of the newest step that is whole; None if nothing was saved.
@@ -150,6 +159,17 @@ class Checkpoints:
       raise UserError(f'every checkpoint in {self._directory} is damaged. Delete them to start again. {damages[0]}')
     return None
 
+  def delete_after(self, step: int) -> None:
+    """Deletes all checkpoints of later steps, the newest first. A kill meanwhile leaves each of them whole or gone."""
+    self.wait()
+    with disk_errors(f'cannot delete checkpoints in {self._directory}'):
+      for newer in reversed([saved for saved in saved_steps(self._directory) if saved > step]):
+        gone = self._directory / f'{newer}.orbax-checkpoint-tmp'
+        (self._directory / str(newer)).rename(gone)
+        shutil.rmtree(gone)
+        self._damaged.discard(newer)
+    self._manager.reload()
+
   def best_step(self) -> int | None:
     """The step on disk with the best `best_metric`, after waiting for a save under way; None if none has it."""
     self.wait()
@@ -157,7 +177,7 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Returns when the save under way, if any, is whole; raises UserError if it could not be written."""
-    with _disk_errors(f'a checkpoint was not written to {self._directory}; those before it are whole'):
+    with disk_errors(f'a checkpoint was not written to {self._directory}; those before it are whole'):
       self._manager.wait_until_finished()
 
   def close(self) -> None:
@@ -167,7 +187,7 @@ class Checkpoints:
 
   def _should_keep(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
     whole = sorted({checkpoint.step for checkpoint in checkpoints} - self._damaged)
-    kept = {*whole[-self._keep_last:], _best({step: self._scores[step] for step in whole})}
+    kept = {*whole[-self._keep_last:], _best({step: self._scores[step] for step in whole}), self._also_keep}
     return [checkpoint.step in kept for checkpoint in checkpoints]
 
   def _write_record(self) -> None:
@@ -198,21 +218,16 @@ def load_weights(
   best = _best(_scores(directory)) if which == 'best' else None
   checkpoint = directory / str(saved_steps(directory)[-1] if best is None else best)
   _verify(checkpoint)
-  saved = _saved_tree(checkpoint)
+  saved = saved_tree(checkpoint)
+  if not isinstance(saved, dict) or not {'params', 'state', 'ema'} <= saved.keys():
+    raise UserError(f'checkpoint {checkpoint} is not one of ours: it lacks params, state or ema')
   params = 'params' if saved['ema'] is None else 'ema'
   saved = {params: saved[params], 'state': saved['state']}
   if template is not None:
-    _check_fits(checkpoint, {params: template.params, 'state': template.state}, saved)
-  arrays = _read_arrays(checkpoint, saved)
+    check_fits(checkpoint, {params: template.params, 'state': template.state}, saved)
+  check_size(checkpoint, saved)
+  arrays = read_arrays(checkpoint, saved)
   return int(checkpoint.name), arrays[params], arrays['state']
-
-
-@contextlib.contextmanager
-def _disk_errors(what: str) -> Iterator[None]:
-  try:
-    yield
-  except (OSError, ValueError) as error:  # TensorStore says ValueError when the disk is full
-    raise UserError(f'{what}: {str(error).splitlines()[0]}') from error
 
 
 def _find_checkpoints(path: str | Path) -> Path:
@@ -266,11 +281,25 @@ def _replace_record(checkpoint: Path, record: Mapping[str, Any]) -> None:
 def _read_record(checkpoint: Path) -> dict[str, Any]:
   try:
     record = json.loads((checkpoint / RECORD).read_bytes())
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise DamagedCheckpoint(checkpoint, f'{RECORD} cannot be read ({error})') from error
   if not isinstance(record, dict) or record.pop('sha256', None) != _record_digest(record):
     raise DamagedCheckpoint(checkpoint, f'{RECORD} has changed since it was written')
+  if not _is_record(record):
+    raise DamagedCheckpoint(checkpoint, f'{RECORD} is not as we write it, though its own digest fits')
   return record
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+  match record:
+    case {'extras': dict(), 'metrics': dict(metrics), 'best_metric': str(), 'files': dict(files)}:
+      return all(type(value) is float for value in metrics.values()) and all(map(_is_of_state, files))
+  return False
+
+
+def _is_of_state(name: str) -> bool:
+  path = PurePosixPath(name)
+  return path.parts[:1] == (STATE,) and '..' not in path.parts
 
 
 def _verify(checkpoint: Path) -> dict[str, Any]:
@@ -278,39 +307,10 @@ def _verify(checkpoint: Path) -> dict[str, Any]:
   record = _read_record(checkpoint)
   for name, digest in record['files'].items():
     try:
-      changed = _file_digest(checkpoint / name) != digest
+      file = checkpoint / name
+      changed = (file.exists() and not file.is_file()) or _file_digest(file) != digest  # a device has no end
     except OSError as error:
       raise DamagedCheckpoint(checkpoint, f'{name} cannot be read ({error.strerror})') from error
     if changed:
       raise DamagedCheckpoint(checkpoint, f'{name} has changed since it was written')
   return record
-
-
-def _saved_tree(checkpoint: Path) -> Tree:
-  """What was saved, with shape and dtype in place of arrays; named tuples come as dicts."""
-  return ocp.PyTreeCheckpointHandler().metadata(checkpoint / STATE).tree
-
-
-def _read_arrays(checkpoint: Path, template: Tree) -> Tree:
-  """Those entries of what was saved that `template` has, as NumPy arrays, in its tree."""
-  args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template)
-  return ocp.PyTreeCheckpointHandler().restore(
-    checkpoint / STATE, args=ocp.args.PyTreeRestore(item=template, restore_args=args, partial_restore=True))
-
-
-def _entries(tree: Tree) -> dict[str, Any]:
-  """{'params/module/name': leaf}, in the order of the tree's leaves."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
-
-
-def _check_fits(checkpoint: Path, template: Tree, saved: Tree) -> None:
-  """Raises UserError. Orbax itself casts a wrong dtype without a word, and a partial restore skips what is extra."""
-  expected, found = (
-    {name: f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}' for name, leaf in _entries(tree).items()}
-    for tree in (template, saved))
-  differences = [
-    f'{name} is {found.get(name, "missing")}, expected {expected.get(name, "nothing")}'
-    for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
-  if differences:
-    raise UserError(f'checkpoint {checkpoint} does not fit this model and optimizer: {"; ".join(differences)}')

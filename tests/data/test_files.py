@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
+import resource
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -88,8 +91,85 @@ def _huge(path):
 ], ids=['empty', 'text', 'broken', 'huge'])
 def test_what_is_no_picture_is_named(tmp_path, write):
   write(tmp_path / 'x.png')
-  with pytest.raises(UserError, match=r'cannot read .*x\.png: it is broken, no picture'):
+  with pytest.raises(UserError, match=r'cannot read .*x\.png: it is broken, (no picture|or made to harm)'):
     read_image(tmp_path / 'x.png')
+
+
+def _claiming(form, width, height, **options):
+  """A few hundred bytes, whole but for the size that their header gives."""
+  file = io.BytesIO()
+  Image.fromarray(_smooth()).save(file, form, **options)
+  content = bytearray(file.getvalue())
+  match form:
+    case 'PNG':
+      content[16:24] = struct.pack('>II', width, height)
+      content[29:33] = struct.pack('>I', zlib.crc32(content[12:29]))
+    case 'JPEG':
+      place = content.index(b'\xff\xc2' if 'progressive' in options else b'\xff\xc0')
+      content[place + 5:place + 9] = struct.pack('>HH', height, width)
+    case 'GIF':
+      content[6:10] = struct.pack('<HH', width, height)
+    case 'WEBP' if 'exif' in options:
+      content[24:30] = (width - 1).to_bytes(3, 'little') + (height - 1).to_bytes(3, 'little')
+    case 'WEBP' if 'lossless' in options:
+      content[21:25] = (width - 1 | (height - 1) << 14).to_bytes(4, 'little')
+    case 'WEBP':
+      content[26:30] = struct.pack('<HH', width, height)
+  return bytes(content)
+
+
+BOMBS = {
+  'png': ('PNG', {}), 'jpeg': ('JPEG', {}), 'progressive jpeg': ('JPEG', {'progressive': True}), 'gif': ('GIF', {}),
+  'webp': ('WEBP', {}), 'lossless webp': ('WEBP', {'lossless': True}), 'webp with exif': ('WEBP', {'exif': b'Exif'})}
+
+
+@pytest.mark.parametrize('form, options', BOMBS.values(), ids=BOMBS)
+def test_a_few_bytes_that_claim_many_pixels_are_refused_before_they_are_unfolded(tmp_path, form, options):
+  path = tmp_path / 'bomb'
+  path.write_bytes(_claiming(form, 64, 48, **options))
+  assert read_image(path).shape == (48, 64, 3)
+  path.write_bytes(_claiming(form, 11_000, 12_000, **options))
+  with pytest.raises(UserError, match='bomb: it is broken, or made to harm: it claims 11000 x 12000 pixels and has'):
+    read_image(path)
+
+
+@pytest.mark.parametrize('before', [b'\x00junk', b'\xff\xff', b'\xff\xd0', b'\xff\xe1\x00\x04\xff\xc0'])
+def test_the_size_of_a_jpeg_is_found_behind_whatever_opencv_skips(tmp_path, before):
+  path = tmp_path / 'bomb.jpg'
+  for side in (16, 11_000):
+    content = _claiming('JPEG', side, side)
+    place = content.index(b'\xff\xc0')
+    path.write_bytes(content[:place] + before + content[place:])
+    if side == 16:
+      assert read_image(path).shape == (16, 16, 3)
+    else:
+      with pytest.raises(UserError, match='it claims 11000 x 11000 pixels'):
+        read_image(path)
+
+
+def test_a_png_of_60_000_x_60_000_pixels_and_a_jpeg_of_65_535_x_65_535_take_no_memory(tmp_path):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  for form, side in (('PNG', 60_000), ('JPEG', 65_535)):
+    (tmp_path / 'bomb').write_bytes(_claiming(form, side, side))
+    with pytest.raises(UserError):
+      read_image(tmp_path / 'bomb')
+  assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**15  # of 1,024 bytes
+
+
+@pytest.mark.parametrize('name', [b'IDAT', b'tEXt', b'XXXX'])
+def test_a_chunk_of_a_png_that_claims_two_gigabytes_takes_no_memory(tmp_path, name):
+  content = _claiming('PNG', 64, 48)
+  (tmp_path / 'bomb.png').write_bytes(content[:33] + struct.pack('>I', 2**31 - 1) + name + content[41:])
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  with pytest.raises(UserError, match=r'bomb\.png: it is broken, or cut short'):
+    read_image(tmp_path / 'bomb.png')
+  assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**15  # of 1,024 bytes
+
+
+def test_a_large_picture_of_one_colour_is_no_bomb(tmp_path):
+  Image.new('RGB', (6_000, 3_000), 'white').save(tmp_path / 'white.png')
+  assert (tmp_path / 'white.png').stat().st_size < 100_000
+  assert read_image(tmp_path / 'white.png').shape == (3_000, 6_000, 3)
 
 
 # What all have in common.

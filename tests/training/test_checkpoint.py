@@ -406,3 +406,33 @@ def test_a_path_without_checkpoints_says_what_a_valid_one_looks_like(tmp_path, n
   (tmp_path / 'empty' / 'checkpoints').mkdir(parents=True)
   with pytest.raises(UserError, match=rf'no checkpoint in .*{name}: expected .*checkpoints/<step>/'):
     load_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize('damage', [lambda path: None, *[
+  lambda path, name=name: [file.write_bytes(b'{') for file in path.rglob(name) if file.is_file()]
+  for name in ('checkpoint.json', '_CHECKPOINT_METADATA', '_METADATA')]])
+def test_what_is_later_than_a_step_is_deleted_and_the_steps_are_saved_anew(tmp_path, damage):
+  with open_checkpoints(tmp_path, keep_last=4) as checkpoints:
+    for step in (1, 2, 3, 4):
+      checkpoints.save(step, make_state(step, step=step), {'old': step}, {ACCURACY: step / 10})
+    checkpoints.wait()
+    damage(tmp_path / '1')
+    checkpoints.delete_after(2)
+    assert saved_steps(tmp_path) == [1, 2] and checkpoints.best_step() == 2
+    checkpoints.save(3, make_state(7, step=3), {'old': None}, None)
+    checkpoints.wait()
+    assert saved_steps(tmp_path) == [1, 2, 3] and checkpoints.best_step() == 2
+    state, extras = checkpoints.restore_latest(shapes(make_state()))
+    assert_same_bits(state, make_state(7, step=3))
+    assert extras == {'old': None}
+    checkpoints.delete_after(0)
+    assert list(tmp_path.iterdir()) == [] and checkpoints.best_step() is None
+    assert checkpoints.restore_latest(shapes(make_state())) is None
+
+
+def test_a_step_to_go_back_to_is_kept_however_many_come_after_it(tmp_path):
+  with open_checkpoints(tmp_path, keep_last=1) as checkpoints:
+    for step, also_keep in ((1, 0), (2, 1), (3, 1), (4, 3), (5, None)):
+      checkpoints.save(step, make_state(step, step=step), {}, None, also_keep)
+      checkpoints.wait()
+      assert saved_steps(tmp_path) == sorted({step, *([also_keep] if also_keep else [])})
