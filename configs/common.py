@@ -48,6 +48,10 @@ def training() -> ConfigDict:
     'keep_last': 2,                        # how many of the newest are kept, beside the best; ours
     'best_metric': 'validation/accuracy',  # the larger the better; ours
   })
+  config.rewind = ConfigDict({
+    'factor': placeholder(float),          # a log window's loss over the usual one that makes the run go back; ours
+    'max_rewinds': 3,                      # and how often, before the run stops; ours
+  })
   config.log = ConfigDict({
     'every_steps': 100,                    # ours
     'wandb': False,                        # also to Weights & Biases, where it is installed

@@ -7,6 +7,7 @@ import functools
 import math
 import os
 import sys
+from collections.abc import Callable
 from typing import NamedTuple, TextIO
 
 import jax
@@ -14,15 +15,16 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from perceiver_jax import metrics, run_config
-from perceiver_jax.training import parallel
+from perceiver_jax.training import parallel, spikes
 from perceiver_jax.training.evaluate import evaluate, predictor
 from perceiver_jax.training.experiment import Experiment, build
 from perceiver_jax.training.init_from import init_from
 from perceiver_jax.training.interruption import INTERRUPTED, Agreement, Interruption
 from perceiver_jax.training.profile import profiler
 from perceiver_jax.training.progress import Progress, Window, summary
+from perceiver_jax.training.spikes import Spike
 from perceiver_jax.training.step import averaged, get_means
-from perceiver_jax.training.workdir import Workdir, last_line_if_finished
+from perceiver_jax.training.workdir import Workdir, check_same_config, last_line_if_finished
 from perceiver_jax.types import NumericsError, Task, TrainState, Tree, UserError
 
 FINISHED = 0  # exit code
@@ -63,6 +65,7 @@ def train(config: ConfigDict, workdir: str, task: Task, *, profile_steps: int = 
   """
   run_config.check_ranges(config)
   experiment = build(config, task)
+  check_same_config(config)
   parallel.check_batch_size(config.batch_size, config.micro_batches)
   # Before anything is written, and before there is a thread that would outlive a refusal.
   last_line = last_line_if_finished(config, workdir)
@@ -73,13 +76,19 @@ def train(config: ConfigDict, workdir: str, task: Task, *, profile_steps: int = 
   template = jax.eval_shape(experiment.init)
   _check_evaluation(config, task, experiment, template)
   with Interruption() as interruption, Workdir(config, workdir, template) as folder:
+    make = functools.partial(_new_state, config, experiment)
     with interruption.at_once():
-      state, extras = folder.first_state(functools.partial(_new_state, config, experiment))
+      state, extras = folder.first_state(make)
     if int(state.step):
       _say(f'Resuming at step {int(state.step)} of {config.num_steps}.', file=sys.stderr)
-    folder.open_log(last_step=int(state.step))
+    folder.open_log(int(state.step), spikes.read(extras).num_rewinds)
     run = Run(config, folder, task, experiment, interruption, Agreement(interruption))
-    step = _take_steps(run, state, extras, profile_steps)
+    if int(state.step) < config.num_steps:
+      _say('Compiling the training step ...', file=sys.stderr)
+    step, spike = _take_steps(run, state, extras, profile_steps)
+    while spike:
+      state, extras = _go_back(run, spike, make)
+      step, spike = _take_steps(run, state, extras, 0)
     folder.wait()
     exit_code = INTERRUPTED if run.is_ending.reached else _finish(run)
     if exit_code == INTERRUPTED:
@@ -117,21 +126,33 @@ def _new_state(config: ConfigDict, experiment: Experiment) -> tuple[TrainState, 
   return state, {'window': {}, 'evaluated': False}
 
 
-def _take_steps(run: Run, state: TrainState, extras: dict, profile_steps: int) -> int:
-  """From `state` to the last step or an interruption, saved either way; returns the number of steps taken."""
+def _go_back(run: Run, spike: Spike, make: Callable[[], tuple[TrainState, dict]]) -> tuple[TrainState, dict]:
+  """The state and the extras from before a spike. Nothing need be saved: a run killed now comes to the same spike."""
+  spikes.check(spike, run.config.rewind)
+  state, extras = run.workdir.go_back(spikes.target(run.config, spike.step), make)
+  past = spikes.rewound(spike, int(state.step), spikes.read(extras))
+  run.workdir.open_log(int(state.step), past.num_rewinds)
+  run.workdir.write(int(state.step), spikes.line(spike, past))
+  _say(f'step {spike.step}: train/loss {spike.loss:.4g}, usually {spike.usual:.4g}; back to step {int(state.step)}, '
+       f'and on with the batches after it (rewind {past.num_rewinds} of at most {run.config.rewind.max_rewinds})',
+       file=sys.stderr)
+  return state, {**extras, 'past': past._asdict()}
+
+
+def _take_steps(run: Run, state: TrainState, extras: dict, profile_steps: int) -> tuple[int, Spike | None]:
+  """From `state` to the last step or an interruption, saved either way, or to a spike; the number of steps taken."""
   config, last, first = run.config, run.config.num_steps, int(state.step)
   step, evaluated, window = first, extras['evaluated'], Window(extras['window'])
+  past = spikes.read(extras)
   state = parallel.replicate(state)
   assert run.task.batches  # or build had refused it
   with (
     contextlib.closing(run.task.batches(
-      'train', batch_size=config.batch_size, is_training=True, first_step=first,
+      'train', batch_size=config.batch_size, is_training=True, first_step=first + past.offset,
       rows=parallel.rows(config.batch_size))) as batches,
     Progress(first, last, config.batch_size) as progress,
     profiler(run.workdir.path, first, profile_steps if parallel.process_id() == 0 else 0) as before_step,
   ):
-    if first < last:
-      progress.say('Compiling the training step ...')
     while True:
       # Figures come before the checkpoint of the same step: that is how it knows whether it is the best.
       values = None
@@ -146,10 +167,10 @@ def _take_steps(run: Run, state: TrainState, extras: dict, profile_steps: int) -
       # Every evaluated step is saved, or the best could not be kept.
       is_new = step > first and (due(step, config.checkpoint.every_steps, last) or is_ending)
       if is_new or values is not None:
-        extras = {'window': window.totals(), 'evaluated': evaluated}
+        extras = {'window': window.totals(), 'evaluated': evaluated, 'past': past._asdict()}
         run.workdir.save(step, state, extras, values)
       if step == last or is_ending:
-        return step
+        return step, None
       before_step(step)
       batch = parallel.shard(next(batches))
       with run.interruption.at_once() if step == first else contextlib.nullcontext():  # the first call compiles
@@ -165,6 +186,9 @@ def _take_steps(run: Run, state: TrainState, extras: dict, profile_steps: int) -
         window = Window()
         run.workdir.write(step, {**values, **progress.report(step, values)})
         _check_numerics(state, config.max_skipped)
+        past, spike = spikes.judge(past, step, values['train/loss'], config.rewind.factor)
+        if spike:
+          return step, spike
 
 
 def _evaluate(run: Run, params: Tree, state: Tree, split: str) -> dict[str, float] | None:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from perceiver_jax import metrics
-from perceiver_jax.training import parallel
+from perceiver_jax.training import parallel, spikes
 from perceiver_jax.types import Batch, History, Mean, Tree, UserError
 
 QUIET_SECONDS = 10.0  # an evaluation that takes no longer shows no progress
@@ -49,18 +49,29 @@ class Log:
   A line is one JSON object: `step`, metrics as `split/name`, times and rates as `speed/name`; null for NaN, infinity.
   """
 
-  def __init__(self, workdir: str, config: ConfigDict, last_step: int):
-    """Cuts the log back to `last_step`, where the run resumes: it is then an uninterrupted run's, but for `speed/`.
+  def __init__(self, workdir: str, config: ConfigDict, last_step: int, num_rewinds: int = 0):
+    """Cuts the log back as `cut` does: it is then an uninterrupted run's, but for `speed/`.
 
     Raises UserError where the log is damaged or cannot be written, or wandb is missing.
     """
     self.path = os.path.join(workdir, 'metrics.jsonl')
-    kept = [line for line in read_history(workdir) if line['step'] <= last_step]
-    _write_atomically(self.path, ''.join(json.dumps(_finite(line)) + '\n' for line in kept))
+    self._cut_lines(last_step, num_rewinds)
     self._curves = os.path.join(workdir, 'tensorboard')
     with _disk_errors(self._curves):
       self._events = _open_curves(self._curves, last_step)
     self._wandb = _start_wandb(workdir, config) if config.log.wandb else None
+
+  def cut(self, last_step: int, num_rewinds: int) -> None:
+    """Leaves what a run says up to `last_step`, and its first `num_rewinds` rewinds. It goes on from there."""
+    self._cut_lines(last_step, num_rewinds)
+    with _disk_errors(self._curves):
+      _cut_curves(self._events, last_step)
+
+  def _cut_lines(self, last_step: int, num_rewinds: int) -> None:
+    kept = [
+      line for line in read_history(os.path.dirname(self.path))
+      if (line[spikes.NUMBER] <= num_rewinds if spikes.NUMBER in line else line['step'] <= last_step)]
+    _write_atomically(self.path, ''.join(json.dumps(_finite(line)) + '\n' for line in kept))
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Appends one line, flushed: it is on disk when this returns, for TensorBoard too.
@@ -141,16 +152,21 @@ def _open_curves(directory: str, last_step: int):
     sys.modules['torch'] = None  # type: ignore[assignment]
   try:
     from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
   finally:
     if hides_torch:
       del sys.modules['torch']
   os.makedirs(directory, exist_ok=True)
   # Named by the second and by us, or a run that resumes within it would write over the file before.
   events = EventsWriter(os.path.join(directory, 'events'), f'.{os.getpid()}.{last_step}')
+  _cut_curves(events, last_step)
+  return events
+
+
+def _cut_curves(events, last_step: int) -> None:
+  from tensorboardX.proto.event_pb2 import Event, SessionLog
+
   events.write_event(Event(step=last_step + 1, session_log=SessionLog(status=SessionLog.START)))
   events.flush()
-  return events
 
 
 def _add_to_curves(events, step: int, values: Mapping[str, float]) -> None:
@@ -188,13 +204,19 @@ def _is_terminal() -> bool:
           and os.get_terminal_size(sys.stderr.fileno()).columns > 0)
 
 
+def _open_bar(**options) -> tqdm:
+  bar = tqdm(dynamic_ncols=True, disable=not _is_terminal(), **options)
+  bar._time = time.monotonic  # a clock that is set back by an hour would stop the bar for that hour
+  bar.unpause()
+  return bar
+
+
 class Progress:
   """A bar on a terminal, plain lines elsewhere: step, total, ETA, examples/s, loss; a context manager."""
 
   def __init__(self, first_step: int, num_steps: int, batch_size: int):
     self._batch_size = batch_size
-    self._bar = tqdm(
-      total=num_steps, initial=first_step, unit='step', dynamic_ncols=True, disable=not _is_terminal())
+    self._bar = _open_bar(total=num_steps, initial=first_step, unit='step')
     self._time, self._step = time.monotonic(), first_step
 
   def advance(self) -> None:
@@ -258,8 +280,8 @@ def counted(batches: Iterator[Batch], split: str) -> Iterator[Batch]:
     yield batch
     num_examples = int(np.count_nonzero(batch['mask']))
   num_first, start, next_seconds = num_examples, time.monotonic(), QUIET_SECONDS
-  with tqdm(desc=split, initial=num_first, unit=' examples', unit_scale=True, delay=QUIET_SECONDS, leave=False,
-            dynamic_ncols=True, disable=not _is_terminal()) as bar:
+  with _open_bar(
+    desc=split, initial=num_first, unit=' examples', unit_scale=True, delay=QUIET_SECONDS, leave=False) as bar:
     for batch in batches:
       yield batch
       num_new = int(np.count_nonzero(batch['mask']))

@@ -11,7 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from perceiver_jax.training import parallel
-from perceiver_jax.types import Batch, Mean, Task, TrainState, Tree
+from perceiver_jax.types import Array, Batch, Mean, Task, TrainState, Tree
 
 Apply = Callable[..., tuple[dict, Tree]]  # (params, state, key, batch, *, is_training) -> (outputs, state)
 
@@ -41,18 +41,20 @@ def make_train_step(
 
   It differentiates the *sum* of the loss, adds gradients and weights over micro-batches and devices, and divides once:
   uneven padding, masked tokens and accumulation are then right by construction. An update that is not finite is skipped
-  (parameters, statistics and optimizer stay as they were), and `num_skipped` counts such steps in a row.
+  (parameters, statistics and optimizer stay as they were), and `num_skipped` counts such steps in a row. What is not
+  finite in an example of weight 0 is no reason to.
   """
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), state.step), parallel.device_index())
-    gradients, model_state, means = _accumulate(task, apply, config.micro_batches, state, batch, key)
+    gradients, model_state, means = _accumulate(task, apply, config.micro_batches, state, _zeroed(batch), key)
     gradients, means = parallel.sum_over_devices((gradients, means))
     weight = means['loss'][1]
     gradients = jax.tree.map(lambda g: g / jnp.where(weight == 0, 1, weight), gradients)
     updated = _update(state, gradients, parallel.mean_over_devices(model_state), optimizer, config.ema_decay)
     norms = {'gradient_norm': optax.tree.norm(gradients), 'parameter_norm': optax.tree.norm(updated.params)}
-    finite = jnp.all(jnp.isfinite(jnp.stack([*norms.values(), means['loss'][0]])))
+    # Statistics of their own: a variance may overflow where loss and gradients do not, and would stay infinite.
+    finite = _all_finite([*norms.values(), means['loss'][0], updated.state])
     kept = state._replace(step=state.step + 1, num_skipped=state.num_skipped + 1)
     means |= {name: (value, 1.0) for name, value in {'learning_rate': schedule(state.step), **norms}.items()}
     means = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), means)
@@ -107,12 +109,28 @@ def _update(
   return TrainState(state.step + 1, params, model_state, opt_state, ema, jnp.zeros_like(state.num_skipped))
 
 
+def _zeroed(batch: Batch) -> Batch:
+  """The batch with zeros for the floating numbers of examples that do not count, which may be NaN: 0 * NaN = NaN."""
+  def zeroed(x: Array) -> Array:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      return x
+    return jnp.where(jnp.reshape(batch['mask'] == 0, [-1, *[1] * (x.ndim - 1)]), 0, x)
+
+  return {name: zeroed(x) for name, x in batch.items()}
+
+
+def _all_finite(tree: Tree) -> jax.Array:
+  floating = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floating]))
+
+
 def _select(condition: jax.Array, if_true: Tree, if_false: Tree) -> Tree:
   return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
 
 
 def get_means(task: Task, apply: Apply, params: Tree, state: Tree, batch: Batch) -> dict[str, Mean]:
   """The loss and metrics of a batch, not training."""
+  batch = _zeroed(batch)
   outputs, _ = apply(params, state, None, batch, is_training=False)
   return _means(task, outputs, batch)
 

@@ -10,11 +10,21 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from perceiver_jax import run_config
-from perceiver_jax.training import parallel
+from perceiver_jax.training import parallel, spikes
 from perceiver_jax.training.checkpoint import Checkpoints, saved_steps
 from perceiver_jax.training.lock import lock
 from perceiver_jax.training.progress import Log, read_history
-from perceiver_jax.types import History, TrainState, Tree
+from perceiver_jax.types import History, TrainState, Tree, UserError
+
+
+def check_same_config(config: ConfigDict) -> None:
+  """Raises UserError in a process whose config is not that of process 0; where the data lies may differ."""
+  mine = {key: repr(value) for key, value in run_config.flatten(config).items() if key != 'data.path'}
+  _, first = parallel.from_first(lambda: (None, mine))
+  different = [f'{key}: {first.get(key, "absent")} there, {mine.get(key, "absent")} here'
+               for key in sorted(first.keys() | mine.keys()) if first.get(key) != mine.get(key)]
+  if different:
+    raise UserError(f'process {parallel.process_id()} was started with another config than process 0: {different[0]}')
 
 
 def last_line_if_finished(config: ConfigDict, path: str) -> dict[str, float] | None:
@@ -65,6 +75,14 @@ class Workdir:
 
     return parallel.from_first(read, self._template)
 
+  def go_back(
+    self, step: int, make: Callable[[], tuple[TrainState, dict[str, Any]]],
+  ) -> tuple[TrainState, dict[str, Any]]:
+    """As `first_state`, once there is no checkpoint of a step after `step`."""
+    if self._checkpoints:
+      self._checkpoints.delete_after(step)
+    return self.first_state(make)
+
   def best_state(self) -> tuple[TrainState, int]:
     """The state of the best checkpoint, of the last where none is, and its step."""
     def read() -> tuple[Tree, int]:
@@ -76,10 +94,12 @@ class Workdir:
 
     return parallel.from_first(read, self._template)
 
-  def open_log(self, last_step: int) -> None:
-    """Begins to write the log, cut back to `last_step`."""
-    if parallel.process_id() == 0:
-      self._log = self._open.enter_context(Log(self.path, self._config, last_step))
+  def open_log(self, last_step: int, num_rewinds: int) -> None:
+    """Begins to write the log, or to write it again: cut as by `Log.cut`."""
+    if self._log:
+      self._log.cut(last_step, num_rewinds)
+    elif parallel.process_id() == 0:
+      self._log = self._open.enter_context(Log(self.path, self._config, last_step, num_rewinds))
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """As `Log.write`."""
@@ -89,7 +109,9 @@ class Workdir:
   def save(self, step: int, state: TrainState, extras: dict[str, Any], metrics: Mapping[str, float] | None) -> None:
     """As `Checkpoints.save`, but of a state on devices."""
     if self._checkpoints:
-      self._checkpoints.save(step, parallel.unreplicate(state), extras, metrics)
+      # Should the window of the next step be a spike.
+      also_keep = spikes.target(self._config, step + 1) if self._config.rewind.factor else None
+      self._checkpoints.save(step, parallel.unreplicate(state), extras, metrics, also_keep)
 
   def wait(self) -> None:
     """As `Checkpoints.wait`."""

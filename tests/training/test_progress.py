@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import resource
 import struct
 import subprocess
 import sys
@@ -215,7 +216,7 @@ def test_a_damaged_line_of_the_log_is_named(tmp_path, text):
 def test_what_stands_in_the_way_of_the_log_is_named(tmp_path, config, name):
   path = tmp_path / name
   path.mkdir() if name == 'metrics.jsonl' else path.write_text('a file')
-  with pytest.raises(UserError, match=f'cannot (read|write) {path}(, the log of the run)?: (Is|Not) a directory'):
+  with pytest.raises(UserError, match=f'cannot (read|write) {path}.*: (Is a directory|File exists)'):
     Log(str(tmp_path), config, last_step=0)
 
 
@@ -227,7 +228,48 @@ def test_a_log_that_cannot_be_written_any_more_is_named(tmp_path, config):
       log.write(1, {'train/loss': 1.0})
 
 
+@pytest.mark.parametrize('name', ['metrics.jsonl', 'tensorboard'])
+def test_a_full_disk_ends_a_run_with_a_message_and_it_goes_on_once_there_is_room(tmp_path, config, name):
+  limits, num_bytes = resource.getrlimit(resource.RLIMIT_FSIZE), 10_000
+  with pytest.raises(UserError, match=f'cannot write {tmp_path}/{name}: File too large'), \
+       Log(str(tmp_path), config, last_step=0) as log:
+    if name == 'metrics.jsonl':  # which is then the larger of the two
+      log.write(1, {f'speed/{i}' * 99: math.nan for i in range(9)})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))  # the system refuses the write, as of a full disk
+    try:
+      for step in range(2, 500):  # tensorboardX's own thread would die, and its queue of ten wait for ever
+        log.write(step, {'train/loss': 1 / step})
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert 2 < step < 499
+  _write(tmp_path, config, step - 1, {'step': step, 'train/loss': 0.0})
+  assert [line['step'] for line in read_history(tmp_path)][-3:] == [step - 2, step - 1, step]
+
+
+def test_a_run_that_resumes_at_once_writes_over_no_earlier_curve(tmp_path, config):
+  for step in range(3):
+    _write(tmp_path, config, step, {'step': step + 1, 'train/loss': float(step)})
+  assert _scalars(tmp_path) == [(1, 'train/loss', 0.0), (2, 'train/loss', 1.0), (3, 'train/loss', 2.0)]
+
+
 def test_a_summary_shows_metrics_and_nothing_else():
   values = {'step': 3, 'test/accuracy': 0.98765, 'speed/examples_per_second': 9.0, 'validation/loss': math.nan,
             'train/loss': 2.0, 'checkpoint/best_step': 3}
   assert summary(values) == 'test/accuracy 0.9877, validation/loss nan, train/loss 2'
+
+
+def test_a_log_cut_back_keeps_the_rewinds_that_the_run_has_behind_it(tmp_path, config):
+  def steps() -> list[tuple[float, float | None]]:
+    return [(line['step'], line.get('rewind/number')) for line in read_history(str(tmp_path))]
+
+  with Log(str(tmp_path), config, last_step=0) as log:
+    for step in (1, 2, 3):
+      log.write(step, {'train/loss': 1.0})
+    log.cut(1, 1)
+    log.write(1, {'rewind/number': 1, 'rewind/from_step': 3})
+    log.write(2, {'train/loss': 2.0})
+    assert steps() == [(1, None), (1, 1), (2, None)]
+  with Log(str(tmp_path), config, last_step=1, num_rewinds=1):
+    assert steps() == [(1, None), (1, 1)]
+  with Log(str(tmp_path), config, last_step=1):  # killed before it saved: it will come to the spike again
+    assert steps() == [(1, None)]

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tqdm.std
 
 from perceiver_jax.training import progress
 from perceiver_jax.training.progress import Progress, counted
@@ -91,6 +92,22 @@ def test_progress_prints_plain_lines_on_a_terminal_without_a_width(monkeypatch):
       bar.report(3, {'train/loss': 1.5})
   line = r'step 3/10, ETA \d:\d\d, [\d,]+ examples/s \([\d,]+ a device\), loss 1.5\r\n'
   assert re.fullmatch(line, _read_all(keyboard))
+
+
+def test_a_clock_that_is_set_back_does_not_stop_the_bar(monkeypatch):
+  keyboard, terminal = pty.openpty()
+  termios.tcsetwinsize(terminal, (24, 80))
+  now = SimpleNamespace(time=1e9)
+  monkeypatch.setattr(tqdm.std, 'time', lambda: now.time)
+  with os.fdopen(terminal, 'w') as screen:
+    monkeypatch.setattr(sys, 'stderr', screen)
+    with Progress(first_step=2, num_steps=10, batch_size=64) as bar:
+      now.time -= 3600
+      for _ in range(3):
+        time.sleep(0.15)  # tqdm shows ten states a second at most
+        bar.advance()
+  shown = _read_all(keyboard)
+  assert '4/10' in shown and '-1:' not in shown
 
 
 def _batches(num_batches: int):

@@ -1,96 +1,21 @@
-"""Real processes: a run that is stopped, killed and started again ends with the bits of one that was left alone.
-
-Run as a script it is train.py with an accident: `test_resume.py SIGNAL SPLIT STEP --config=...` sends itself the signal
-while it reads that batch; where SPLIT is compilation, while the training step is compiled.
-"""
+"""Real processes: a run that is stopped, killed and started again ends with the bits of one that was left alone."""
 
 from __future__ import annotations
 
 import functools
-import os
 import pathlib
 import re
 import signal
-import subprocess
-import sys
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
-from perceiver_jax import commands, run_config
-from perceiver_jax.tasks import image_classification
+from benchmarks.survive import figures, last_state
+from perceiver_jax import commands
 from perceiver_jax.training.checkpoint import Checkpoints, load_weights
-from perceiver_jax.training.experiment import build
 from perceiver_jax.training.progress import read_history
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-NUM_STEPS = 6
-
-# Dropout, a moving average, micro-batches, a window of metrics that a restart cuts: all that a resume must carry over.
-ARGUMENTS = [
-  f'--config={ROOT}/configs/digits.py:debug', f'--config.num_steps={NUM_STEPS}', '--config.batch_size=8',
-  '--config.micro_batches=2', '--config.ema_decay=0.9', '--config.optimizer.warmup_steps=1',
-  '--config.checkpoint.every_steps=2', '--config.eval.every_steps=3', '--config.log.every_steps=4',
-  '--config.model.num_latents=2', '--config.model.latent_channels=8', '--config.model.num_blocks=1',
-  '--config.model.query_channels=8', '--config.model.dropout_prob=0.1', '--config.model.attention_dropout_prob=0.1',
-]
-
-
-class Ended(NamedTuple):
-  """A process that has ended, and the steps whose checkpoints it left."""
-
-  exit_code: int
-  out: str
-  err: str
-  steps: list[int]
-
-
-def _start(program: list[str], workdir: pathlib.Path, *arguments: str, num_devices: int = 2) -> Ended:
-  flags = f'--xla_force_host_platform_device_count={num_devices}'
-  done = subprocess.run(
-    [sys.executable, *program, f'--workdir={workdir}', *arguments], capture_output=True, text=True, check=False,
-    env={**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT), 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'})
-  names = [path.name for path in (workdir / 'checkpoints').glob('*')]
-  return Ended(done.returncode, done.stdout, done.stderr, sorted(int(name) for name in names if name.isdecimal()))
-
-
-def _train(workdir: pathlib.Path, *arguments: str) -> Ended:
-  return _start([str(ROOT / 'train.py')], workdir, *ARGUMENTS, *arguments)
-
-
-def _train_until(signal_name: str, split: str, step: int, workdir: pathlib.Path, *arguments: str) -> Ended:
-  return _start([__file__, signal_name, split, str(step)], workdir, *ARGUMENTS, *arguments)
-
-
-def _have_an_accident(number: int, split: str, step: int) -> None:
-  make = image_classification.make
-
-  def make_with_accident(config):
-    task = make(config)
-
-    def batches(name, *, first_step=0, **options):
-      for index, batch in enumerate(task.batches(name, first_step=first_step, **options), first_step):
-        if (name, index) == (split, step):
-          os.kill(os.getpid(), number)
-        yield batch
-
-    def forward(batch, *, is_training, **options):
-      if split == 'compilation' and is_training and len(batch['mask']) > 1:  # parameters are made with one example
-        os.kill(os.getpid(), number)
-      return task.forward(batch, is_training=is_training, **options)
-
-    return task._replace(batches=batches, forward=forward)
-
-  image_classification.make = make_with_accident
-
-
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory) -> tuple[pathlib.Path, Ended]:
-  """A run that nothing disturbed, traced as it went."""
-  workdir = tmp_path_factory.mktemp('whole') / 'run'
-  return workdir, _train(workdir, '--profile=2')
+from tests.training.runs import NUM_STEPS, ROOT, Ended, files, start, train, train_until
 
 
 @pytest.fixture(scope='module')
@@ -98,28 +23,12 @@ def disturbed(tmp_path_factory) -> tuple[pathlib.Path, list[Ended]]:
   """The same run, in five processes of which four have an accident."""
   workdir = tmp_path_factory.mktemp('disturbed') / 'run'
   return workdir, [
-    _train_until('SIGTERM', 'train', 0, workdir),        # nothing else is due after the step that it ends with
-    _train_until('SIGINT', 'validation', 1, workdir),    # in the evaluation at step 3
-    _train_until('SIGKILL', 'train', 4, workdir),        # while step 4 is saved in the background
-    _train_until('SIGKILL', 'validation', 2, workdir),   # in the evaluation at step 6
-    _train(workdir),
+    train_until('SIGTERM', 'train', 0, workdir),        # nothing else is due after the step that it ends with
+    train_until('SIGINT', 'validation', 1, workdir),    # in the evaluation at step 3
+    train_until('SIGKILL', 'train', 4, workdir),        # while step 4 is saved in the background
+    train_until('SIGKILL', 'validation', 2, workdir),   # in the evaluation at step 6
+    train(workdir),
   ]
-
-
-def _figures(workdir: pathlib.Path) -> list[dict[str, float]]:
-  return [{name: value for name, value in line.items() if not name.startswith('speed/')}
-          for line in read_history(workdir)]
-
-
-def _files(workdir: pathlib.Path) -> dict[str, bytes]:
-  return {str(path.relative_to(workdir)): path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
-
-
-def _last_state(workdir: pathlib.Path):
-  config = run_config.load(workdir)
-  template = jax.eval_shape(build(config, image_classification.make(config)).init)
-  with Checkpoints(workdir / 'checkpoints', keep_last=2, best_metric='validation/accuracy') as checkpoints:
-    return checkpoints.restore_latest(template)
 
 
 @pytest.mark.slow
@@ -161,7 +70,7 @@ def test_a_signal_saves_and_says_where_the_run_resumes(disturbed):
 
 @pytest.mark.slow
 def test_a_signal_during_the_first_compilation_ends_the_run_at_once(tmp_path):
-  ended = _train_until('SIGTERM', 'compilation', 0, tmp_path / 'run')
+  ended = train_until('SIGTERM', 'compilation', 0, tmp_path / 'run')
   assert (ended.exit_code, ended.out, ended.steps) == (75, '', []), ended.err
   assert ended.err == (
     'Compiling the training step ...\n'
@@ -180,8 +89,8 @@ def test_a_kill_loses_no_more_than_what_was_not_saved_yet(disturbed):
 
 @pytest.mark.slow
 def test_a_disturbed_run_ends_with_the_bits_of_one_left_alone(whole, disturbed):
-  assert _figures(disturbed[0]) == _figures(whole[0])
-  (state, extras), (expected, expected_extras) = _last_state(disturbed[0]), _last_state(whole[0])
+  assert figures(disturbed[0]) == figures(whole[0])
+  (state, extras), (expected, expected_extras) = last_state(disturbed[0]), last_state(whole[0])
   assert jax.tree.structure(state) == jax.tree.structure(expected)
   jax.tree.map(np.testing.assert_array_equal, state, expected)
   assert state.step == NUM_STEPS and state.ema is not None and extras == expected_extras
@@ -193,49 +102,49 @@ def test_a_disturbed_run_ends_with_the_bits_of_one_left_alone(whole, disturbed):
 @pytest.mark.slow
 def test_a_finished_run_started_again_says_so_and_changes_nothing(whole):
   workdir, _ = whole
-  before, last = _files(workdir), read_history(workdir)[-1]
-  ended = _train(workdir)
+  before, last = files(workdir), read_history(workdir)[-1]
+  ended = train(workdir)
   assert (ended.exit_code, ended.err) == (0, '')
   assert ended.out == (
     f'{workdir} has finished already: test/accuracy {last["test/accuracy"]:.4g}, test/loss {last["test/loss"]:.4g}\n')
-  assert _files(workdir) == before
+  assert files(workdir) == before
 
 
 @pytest.mark.slow
 def test_another_config_is_refused_with_its_keys_and_changes_nothing(whole):
   workdir, _ = whole
-  before = _files(workdir)
-  ended = _train(workdir, '--config.optimizer.peak_lr=0.5', '--config.ema_decay=0.5')
+  before = files(workdir)
+  ended = train(workdir, '--config.optimizer.peak_lr=0.5', '--config.ema_decay=0.5')
   assert (ended.exit_code, ended.out) == (1, '')
   first, second = ended.err.splitlines()
   assert first == (f'error: {workdir} holds a run of another config: ema_decay: 0.9 in the workdir, 0.5 now; '
                    'optimizer.peak_lr: 0.002 in the workdir, 0.5 now.')
   assert second.startswith('Choose another --workdir')
-  assert _files(workdir) == before
+  assert files(workdir) == before
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('num_devices', [1, 8])
 def test_eval_prints_the_last_line_of_the_log_on_any_number_of_devices(whole, capfd, num_devices):
   workdir, _ = whole
-  before, last = _files(workdir), read_history(workdir)[-1]
+  before, last = files(workdir), read_history(workdir)[-1]
   if num_devices == jax.local_device_count():
     assert commands.evaluate(['eval.py', f'--workdir={workdir}']) == 0
     out = capfd.readouterr().out
   else:
-    ended = _start([str(ROOT / 'eval.py')], workdir, num_devices=num_devices)
+    ended = start([str(ROOT / 'eval.py')], workdir, num_devices=num_devices)
     assert (ended.exit_code, ended.err) == (0, '')
     out = ended.out
   printed = dict(line.split(': ') for line in out.splitlines())
   assert printed['test/accuracy'] == f'{last["test/accuracy"]:.6g}'
   assert float(printed['step']) == last['checkpoint/best_step']
   np.testing.assert_allclose(float(printed['test/loss']), last['test/loss'], rtol=1e-5)
-  assert _files(workdir) == before
+  assert files(workdir) == before
 
 
 @pytest.mark.slow
 def test_fine_tuning_starts_from_another_runs_parameters_and_says_which(whole, tmp_path):
-  ended = _train_until('SIGTERM', 'train', 0, tmp_path, f'--config.init_from={whole[0]}')
+  ended = train_until('SIGTERM', 'train', 0, tmp_path, f'--config.init_from={whole[0]}')
   assert ended.exit_code == 75, ended.err
   best, expected, _ = load_weights(whole[0])
   assert re.search(rf'Taken from step {best} of {whole[0]} \(\d+\): .*output', ended.err)
@@ -245,18 +154,13 @@ def test_fine_tuning_starts_from_another_runs_parameters_and_says_which(whole, t
 
 @pytest.mark.slow
 def test_a_run_that_diverges_says_so_and_keeps_its_checkpoints(whole, tmp_path):
-  state, extras = _last_state(whole[0])
+  state, extras = last_state(whole[0])
   huge = jax.tree.map(lambda x: np.full_like(x, 1e30), state.params)
   with Checkpoints(tmp_path / 'huge', keep_last=1, best_metric='validation/accuracy') as checkpoints:
     checkpoints.save(1, state._replace(params=huge, ema=huge), extras, None)
-  ended = _train(tmp_path / 'run', f'--config.init_from={tmp_path}/huge', '--config.max_skipped=3')
+  ended = train(tmp_path / 'run', f'--config.init_from={tmp_path}/huge', '--config.max_skipped=3')
   assert (ended.exit_code, ended.out) == (70, '')
   assert 'error: the last 4 updates were not finite' in ended.err and 'Traceback' not in ended.err
   assert ended.steps == [2, 3]
   _, params, _ = load_weights(tmp_path / 'run', 'latest')
   jax.tree.map(np.testing.assert_array_equal, params, huge)
-
-
-if __name__ == '__main__':
-  _have_an_accident(getattr(signal, sys.argv[1]), sys.argv[2], int(sys.argv[3]))
-  sys.exit(commands.train([sys.argv[0], *sys.argv[4:]]))

@@ -188,7 +188,11 @@ def test_the_average_of_the_parameters_follows_its_formula(everything):
 
 
 def _poison(batch: Batch, how: str) -> dict[str, np.ndarray]:
-  """Spoils one example of one device; a label that is no class spoils the loss and leaves the gradient finite."""
+  """Spoils one example of one device.
+
+  A label that is no class spoils the loss and leaves the gradient finite; 3e19 spoils BatchNorm's variance and leaves
+  both finite, as what is normalised by an infinite variance is 0.
+  """
   row = int(np.argmax(batch['mask'] > 0))
   batch = {name: rows.copy() for name, rows in batch.items()}
   if how == 'label':
@@ -198,14 +202,15 @@ def _poison(batch: Batch, how: str) -> dict[str, np.ndarray]:
   return batch
 
 
-@pytest.mark.parametrize('how', ['nan', 'inf', 'label'])
+@pytest.mark.parametrize('how', ['nan', 'inf', 'label', '3e19'])
 def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(everything, how):
   before, _ = everything.take(everything.start, _batch(0))
   state = before
   for num_skipped in (1, 2):
     state, means = everything.take(state, _poison(_batch(1), how))
     _assert_same(state, before._replace(step=before.step + num_skipped, num_skipped=np.int32(num_skipped)))
-    assert means.pop('num_skipped') == (1, 1) and means.pop('num_corrupt')[1] == 1
+    assert means.pop('num_skipped') == (1, 1)
+    assert means.pop('num_corrupt') == (np.sum(_batch(1)['mask'] == 0), 1)
     assert {name: pair for name, pair in means.items() if pair != (0, 0)} == {}
   state, means = everything.take(state, _batch(2))
   assert (state.step, state.num_skipped, means['num_skipped'][0]) == (4, 0, 0)
@@ -219,11 +224,50 @@ def test_a_finite_gradient_is_not_followed_to_parameters_that_are_not_finite():
   assert means['num_skipped'] == (1, 1) and means['loss'] == (0, 0)
 
 
-def test_what_is_not_finite_counts_for_nothing_where_the_mask_is_zero(descent):
-  batch = _batch()
+def test_one_micro_batch_that_is_not_finite_spoils_the_whole_update_and_nothing_else():
+  trainer = _trainer(_logits_with_state, micro_batches=2, **ADAMW)
+  before, _ = trainer.take(trainer.start, _batch(0))
+  state, means = trainer.take(before, _poison(_batch(1), 'nan'))
+  _assert_same(state, before._replace(step=before.step + 1, num_skipped=np.int32(1)))
+  assert means['num_skipped'] == (1, 1) and means['loss'] == means['accuracy'] == (0, 0)
+
+
+def test_a_gradient_that_is_infinite_in_one_leaf_alone_spoils_the_update():
+  def forward(batch, *, is_training):
+    root = jnp.sqrt(hk.get_parameter('root', [], init=jnp.zeros))  # 0, and its slope is infinite
+    logits = hk.Linear(NUM_CLASSES, name='head')(batch['x'])
+    return {'logits': logits.at[:, 0].add(root)}
+
+  trainer = _trainer(forward)
+  state, means = trainer.take(trainer.start, _batch())
+  _assert_same(state, trainer.start._replace(step=np.int32(1), num_skipped=np.int32(1)))
+  assert means['num_skipped'] == (1, 1) and means['gradient_norm'] == (0, 0)
+
+
+@pytest.mark.parametrize('name', ['descent', 'everything'])
+def test_what_is_not_finite_counts_for_nothing_where_the_mask_is_zero(request, name):
+  trainer, batch = request.getfixturevalue(name), _batch()
+  is_masked = batch['mask'] == 0
   poisoned = {name: rows.copy() for name, rows in batch.items()}
-  poisoned['label'][batch['mask'] == 0] = NUM_CLASSES
-  _assert_same(descent.take(descent.start, poisoned)[0], descent.take(descent.start, batch)[0])
+  poisoned['label'][is_masked], poisoned['x'][is_masked] = NUM_CLASSES, np.nan
+  state, means = trainer.take(trainer.start, poisoned)
+  expected, expected_means = trainer.take(trainer.start, batch)
+  _assert_same((state, means), (expected, expected_means))
+  assert means['num_skipped'][0] == 0
+
+
+def test_an_evaluation_leaves_out_what_the_mask_leaves_out_even_where_a_loss_multiplies_by_it():
+  def weighted_mean(outputs, batch):
+    return jnp.sum(batch['mask'] * outputs['logits'][:, 0]), jnp.sum(batch['mask'])
+
+  experiment = build(_config(), _task()._replace(loss=weighted_mean))
+  start, batch = jax.device_get(experiment.init()), _batch()
+  poisoned = batch | {'x': np.where(batch['mask'][:, None] == 0, np.nan, batch['x'])}
+  means, expected = (
+    experiment.eval_step(*parallel.replicate((start.params, start.state)), parallel.shard(rows))
+    for rows in (poisoned, batch))
+  assert np.isfinite(parallel.unreplicate(means['loss'])).all()
+  _assert_same(parallel.unreplicate(means), parallel.unreplicate(expected))
 
 
 def test_a_batch_without_any_example_only_decays(everything, descent):
@@ -239,10 +283,15 @@ def test_a_batch_without_any_example_only_decays(everything, descent):
   _assert_same([head['b'], state.params['norm']], [old['b'], start.params['norm']])
 
 
+def _as_seen(batch: Batch) -> np.ndarray:
+  """x as the model sees it: zeros where the mask is 0, and BatchNorm counts those."""
+  return np.where(batch['mask'][:, None] == 0, 0, batch['x'])
+
+
 def test_statistics_are_averaged_over_devices_and_counters_are_left_alone(everything):
   batch = _batch()
   state, _ = everything.take(everything.start, batch)
-  rows = batch['x'].reshape(NUM_DEVICES, -1, NUM_CHANNELS)
+  rows = _as_seen(batch).reshape(NUM_DEVICES, -1, NUM_CHANNELS)
   for name, expected in {'mean_ema': rows.mean(1).mean(0), 'var_ema': rows.var(1).mean(0)}.items():
     average = state.state[f'norm/~/{name}']
     np.testing.assert_allclose(average['average'][0], expected, rtol=1e-4, atol=1e-6)
@@ -254,7 +303,7 @@ def test_statistics_pass_from_one_micro_batch_to_the_next():
   trainer = _trainer(_logits_with_state, micro_batches=2)
   state, _ = trainer.take(trainer.start, _batch())
   assert state.state['norm/~/mean_ema']['counter'] == 2
-  rows = _batch()['x'].reshape(NUM_DEVICES, 2, -1, NUM_CHANNELS).mean(2).mean(0)
+  rows = _as_seen(_batch()).reshape(NUM_DEVICES, 2, -1, NUM_CHANNELS).mean(2).mean(0)
   expected = (0.9 * 0.1 * rows[0] + 0.1 * rows[1]) / (1 - 0.9**2)  # Haiku's average is rid of its zero start
   np.testing.assert_allclose(state.state['norm/~/mean_ema']['average'][0], expected, rtol=1e-4, atol=1e-6)
 
