@@ -41,6 +41,7 @@ TINY = [
   '--config.model.query_channels=8', '--config.model.dropout_prob=0.1', '--config.model.attention_dropout_prob=0.1',
 ]
 
+PATIENCE = 1800.0                           # seconds, after which a process hangs
 TRAINING, SAVE = 'while training', 'during a save'  # moments
 
 
@@ -97,7 +98,10 @@ def started(
     subprocess.Popen([sys.executable, *command], stdout=out, stderr=err, env=environment) as process,
   ):
     def wait() -> Ended:
-      code = process.wait()
+      try:
+        code = process.wait(PATIENCE)
+      except subprocess.TimeoutExpired as error:
+        raise Violation(f'{" ".join(map(str, command))} does not end') from error
       out.seek(0)
       err.seek(0)
       return Ended(code, out.read(), err.read())
@@ -150,7 +154,7 @@ def survive(
       if fault and _await(fault.moment, process, workdir, chance.uniform(0, seconds)):
         process.send_signal(fault.signal)
       ended = wait()
-    _check_start(workdir, ended, newest)
+    check_start(workdir, ended, newest)
     if ended.exit_code == 0:
       return accidents
     if not fault or ended.exit_code not in _exit_codes(fault, workdir):
@@ -170,7 +174,8 @@ def _await(moment: str, process: subprocess.Popen, workdir: Path, seconds: float
     moment == TRAINING or any((workdir / 'checkpoints').glob('*.orbax-checkpoint-tmp'))))
 
 
-def _check_start(workdir: Path, ended: Ended, newest: int) -> None:
+def check_start(workdir: Path, ended: Ended, newest: int) -> None:
+  """Raises Violation where a process that has ended did not go on at step `newest`, or met a damaged checkpoint."""
   found = re.search(r'^Resuming at step (\d+) of', ended.err, re.MULTILINE)
   resumed = int(found[1]) if found else 0
   is_right = resumed == newest or (not resumed and (ended.exit_code or 'has finished already' in ended.out))
@@ -212,7 +217,7 @@ def differences(workdir: Path, expected: Path) -> list[str]:
   (state, extras), (expected_state, expected_extras) = last_state(workdir), last_state(expected)
   pairs: dict[str, tuple[Any, Any]] = {
     'config.json': ((workdir / 'config.json').read_text(), (expected / 'config.json').read_text()),
-    'the steps of the checkpoints': (saved_steps(workdir / 'checkpoints'), saved_steps(expected / 'checkpoints')),
+    'the newest checkpoint': (_newest(workdir), _newest(expected)),  # older ones may be those of a SIGTERM
     'metrics.jsonl': (json.dumps(figures(workdir)), json.dumps(figures(expected))),  # NaN equals NaN
     'extras': (extras, expected_extras),
     'the tree of the state': (jax.tree.structure(state), jax.tree.structure(expected_state)),

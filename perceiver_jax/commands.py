@@ -14,17 +14,13 @@ save; 3 an error of ours, which keeps its traceback.
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import logging as std_logging
 import os
 import pkgutil
-import platform
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
@@ -32,6 +28,7 @@ from ml_collections import ConfigDict
 
 # JAX and Haiku are imported once the command line is known to be right: a typo is answered at once.
 from perceiver_jax import config_file, run_config
+from perceiver_jax.compilation_cache import keep_compiled
 from perceiver_jax.types import NumericsError, Task, UserError
 
 if TYPE_CHECKING:
@@ -65,6 +62,8 @@ def answer(read: Callable[[list[str]], Callable[[], int]], argv: Sequence[str] |
       work = read(list(sys.argv if argv is None else argv))
     except (UserError, flags.Error) as error:
       return _refuse(error, 2)
+    except RecursionError:  # absl, over a flag of a thousand letters that is none of its
+      return _refuse(UserError('one of the arguments is no flag, and very long'), 2)
     return work()
   except (Exception, KeyboardInterrupt) as error:
     return _explain(error)
@@ -216,36 +215,6 @@ def _show_log() -> None:
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(
     lambda record: record.levelno > std_logging.INFO or 'perceiver_jax' in record.pathname)
-
-
-def keep_compiled() -> None:
-  """Lets JAX keep what took it a second or more to compile, for the next start; to be called before JAX is imported.
-
-  It goes to $XDG_CACHE_HOME/perceiver_jax/compiled (~/.cache where that is not set), in a folder for each kind of CPU:
-  machines that share a home need not have the same instructions. JAX_COMPILATION_CACHE_DIR names another place, or
-  none if it is empty. Nothing is kept where that cannot be, which is said on stderr.
-  """
-  if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
-    return
-  cache = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
-  folder = cache / 'perceiver_jax' / 'compiled' / _instructions()
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=folder).close()
-  except OSError as error:
-    print(f'{folder}: {error.strerror}; what is compiled is not kept for the next start', file=sys.stderr)
-    return
-  os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)
-
-
-def _instructions() -> str:
-  """A name for what this CPU can do: XLA compiles for all of it."""
-  try:
-    lines = Path('/proc/cpuinfo').read_text().splitlines()
-  except OSError:
-    return platform.machine()
-  features = next((line for line in lines if line.lower().startswith(('flags', 'features'))), '')
-  return f'{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}'
 
 
 def _train(config: ConfigDict, workdir: str, profile_steps: int, processes: dict[str, Any]) -> int:

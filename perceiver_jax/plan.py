@@ -24,11 +24,11 @@ from perceiver_jax.commands import (
   answer,
   asks_for_help,
   check_all_read,
-  keep_compiled,
   make_task,
   show_text,
   take_config,
 )
+from perceiver_jax.compilation_cache import keep_compiled
 from perceiver_jax.types import UserError
 
 

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from perceiver_jax.commands import answer, asks_for_help, keep_compiled, show_text
+from perceiver_jax.commands import answer, asks_for_help, show_text
+from perceiver_jax.compilation_cache import keep_compiled
 from perceiver_jax.types import UserError
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from perceiver_jax import commands, config_file, run_config, weights
+from perceiver_jax import commands, compilation_cache, config_file, run_config, weights
 from perceiver_jax.inference.model import template
 from perceiver_jax.types import NumericsError, UserError
 
@@ -296,7 +296,7 @@ def test_eval_of_a_folder_that_is_no_run_is_answered_by_the_real_program(tmp_pat
 def _keep_in(monkeypatch, cache):
   monkeypatch.setenv('XDG_CACHE_HOME', str(cache))
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
-  commands.keep_compiled()
+  compilation_cache.keep_compiled()
   return os.environ.get('JAX_COMPILATION_CACHE_DIR')
 
 
@@ -311,7 +311,7 @@ def test_what_is_compiled_is_kept_in_the_cache_of_the_user(monkeypatch, tmp_path
 def test_a_compilation_cache_that_somebody_chose_stays_or_stays_off(monkeypatch, tmp_path, chosen):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', chosen)
-  commands.keep_compiled()
+  compilation_cache.keep_compiled()
   assert os.environ['JAX_COMPILATION_CACHE_DIR'] == chosen and not list(tmp_path.iterdir())
 
 

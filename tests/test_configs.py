@@ -107,14 +107,14 @@ def test_the_command_in_a_config_is_one_that_is_understood(family, monkeypatch):
     model, path, inputs, _ = predict._read(arguments[1:]).args
     assert (ROOT / 'perceiver_jax' / 'interop' / 'released' / model).is_dir() and path is None and inputs
   else:
-    config, workdir, profile_steps = commands._read_train(arguments).args
+    config, workdir, profile_steps, _ = commands._read_train(arguments).args
     assert config.data.num_classes and workdir.startswith('runs/') and profile_steps == 0
 
 
 @pytest.mark.parametrize('total, command', REPRODUCED)
 def test_a_command_that_reproduces_a_figure_trains_a_model_of_the_size_printed(total, command, monkeypatch):
   monkeypatch.chdir(ROOT)
-  config, workdir, _ = commands._read_train(shlex.split(command.replace('\\\n', ' '))).args
+  config, workdir, *_ = commands._read_train(shlex.split(command.replace('\\\n', ' '))).args
   assert f'{_num_parameters(config):,}' == total
   assert (config.data.name, config.data.path) == ('tfds_images', '/data/imagenet2012')
   assert REPRODUCTION.count(f'--workdir={workdir} ') == 1 + REPRODUCTION.count(f'eval.py --workdir={workdir} ')
@@ -204,7 +204,7 @@ def test_law_7_something_varies_every_key():
   """A variant, a README command, or a test; but not the tests of the command line, which only parse what they set."""
   own = {'test_commands.py', 'test_configs.py'}
   files = [path for path in (ROOT / 'tests').rglob('*.py') if path.name not in own]
-  files += [path for path in (ROOT / 'README.md', ROOT / 'Makefile') if path.exists()]
+  files += [ROOT / 'README.md', ROOT / 'Makefile', ROOT / 'benchmarks' / 'survive.py']
   configs = [common.get_config()] + [FAMILIES[family].get_config(variant) for family, variant in VARIANTS]
   text = '\n'.join(path.read_text() for path in files)
   unvaried = _unvaried([run_config.flatten(config) for config in configs], text)

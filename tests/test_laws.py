@@ -22,6 +22,7 @@ ALL_FILES = [*FILES, *(path.relative_to(ROOT) for path in sorted(ROOT.glob('benc
 ROOMS = {
   'types': set(),
   'byte_tokenizer': set(),
+  'compilation_cache': set(),
   'losses': {'types'},
   'metrics': {'types'},
   'visualize': {'types', 'visualize'},
