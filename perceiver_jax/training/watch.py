@@ -80,12 +80,14 @@ class Watch:
     with self._lock:  # the first to come here ends the process
       if self._is_over:
         return
-      self._tell(news)
-      print(
-        f'\nerror: {news["ended"]} has ended: {news["why"]}\n{self._name} stops too. Once that is mended, start all '
-        'processes again: the run goes on from its newest checkpoint.', file=sys.stderr, flush=True)
-      self._wait_for_others()
-      os._exit(news['code'])
+      try:
+        self._tell(news)
+        print(
+          f'\nerror: {news["ended"]} has ended: {news["why"]}\n{self._name} stops too. Once that is mended, start all '
+          'processes again: the run goes on from its newest checkpoint.', file=sys.stderr, flush=True)
+        self._wait_for_others()
+      finally:  # also where nobody reads stderr any more
+        os._exit(news['code'])
 
   def _tell(self, news: dict[str, Any]) -> None:
     for line in self._lines.values():
@@ -98,12 +100,15 @@ class Watch:
     if not isinstance(error, UserError | NumericsError):
       # Who dies takes the devices' connections down: of what fails for that reason, the cause is better told.
       time.sleep(HURRY_SECONDS)
-    with self._lock:
-      code = explain(error)
-      self._tell({'ended': self._name, 'code': code, 'why': str(error) or type(error).__name__})
-      self._is_over = True
-    self._wait_for_others()
-    os._exit(code)
+    code = 3
+    try:
+      with self._lock:
+        self._is_over = True
+        code = explain(error)
+        self._tell({'ended': self._name, 'code': code, 'why': str(error) or type(error).__name__})
+      self._wait_for_others()
+    finally:
+      os._exit(code)
 
   def _wait_for_others(self) -> None:
     """Until they have closed their ends: who ends first takes the devices' connections down with it."""

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -60,12 +60,15 @@ def _alone(workdir: pathlib.Path, num_devices: int) -> Ended:
 
 
 @pytest.fixture(scope='module')
-def alone(tmp_path_factory) -> dict[int, pathlib.Path]:
-  """The run in one process of so many devices."""
-  workdirs = {count: tmp_path_factory.mktemp('alone') / 'run' for count in (4, 8)}
-  for count, workdir in workdirs.items():
-    assert _alone(workdir, count).exit_code == 0
-  return workdirs
+def alone(tmp_path_factory) -> Callable[[int], pathlib.Path]:
+  """(number of devices) -> the workdir of the run in one process."""
+  @functools.cache
+  def run(num_devices: int) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp('alone') / 'run'
+    assert _alone(workdir, num_devices).exit_code == 0
+    return workdir
+
+  return run
 
 
 @pytest.fixture(scope='module')
@@ -92,14 +95,14 @@ def _assert_same_to_rounding(workdir: pathlib.Path, expected: pathlib.Path) -> N
 def test_two_processes_end_with_the_parameters_and_figures_of_one(two, alone):
   workdir, ended = two
   assert [each.exit_code for each in ended] == [0, 0], ended[1].err
-  _assert_same_to_rounding(workdir, alone[4])
+  _assert_same_to_rounding(workdir, alone(4))
 
 
 @pytest.mark.slow
 def test_four_processes_end_with_the_parameters_and_figures_of_one(alone, tmp_path):
   ended = _train(tmp_path / 'run', *[TRAIN] * 4)
   assert [each.exit_code for each in ended] == [0] * 4, ended[3].err
-  _assert_same_to_rounding(tmp_path / 'run', alone[8])
+  _assert_same_to_rounding(tmp_path / 'run', alone(8))
 
 
 @pytest.mark.slow
@@ -141,7 +144,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step_and_the_run_goes_on_with_
   assert 2 <= int(step) <= 5 and (workdir / 'checkpoints' / step).is_dir()
   ended = _alone(workdir, num_devices=8)
   assert ended.exit_code == 0 and f'Resuming at step {step} of 6.' in ended.err, ended.err
-  _assert_same_to_rounding(workdir, alone[8])
+  _assert_same_to_rounding(workdir, alone(8))
 
 
 @pytest.mark.slow
@@ -152,7 +155,7 @@ def test_a_run_of_one_process_goes_on_in_two(alone, tmp_path):
     assert wait().exit_code == 75
   first, second = _train(workdir, TRAIN, TRAIN)
   assert (first.exit_code, second.exit_code) == (0, 0) and 'Resuming at step 3 of 6.' in first.err, first.err
-  _assert_same_to_rounding(workdir, alone[4])
+  _assert_same_to_rounding(workdir, alone(4))
 
 
 @pytest.mark.slow
