@@ -129,7 +129,7 @@ def _new_state(config: ConfigDict, experiment: Experiment) -> tuple[TrainState, 
 def _go_back(run: Run, spike: Spike, make: Callable[[], tuple[TrainState, dict]]) -> tuple[TrainState, dict]:
   """The state and the extras from before a spike. Nothing need be saved: a run killed now comes to the same spike."""
   spikes.check(spike, run.config.rewind)
-  state, extras = run.workdir.go_back(spikes.target(run.config, spike.step), make)
+  state, extras = run.workdir.go_back(spike, make)
   past = spikes.rewound(spike, int(state.step), spikes.read(extras))
   run.workdir.open_log(int(state.step), past.num_rewinds)
   run.workdir.write(int(state.step), spikes.line(spike, past))

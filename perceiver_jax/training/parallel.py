@@ -8,12 +8,16 @@ JAX keeps `pmap` as a thin layer over `jit` and `shard_map`; the day it goes, th
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import functools
 import json
 import math
+import signal
+import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -42,22 +46,21 @@ def join(coordinator_address: str | None, num_processes: int | None, process_id:
     timeout: seconds without a sign of life after which JAX takes a process for dead, and ends the others.
 
   Raises:
-    UserError: only some of the arguments are given and the rest is not to be found, or they are out of range, or the
-      others do not come.
+    UserError: only some of the arguments are given and the rest is not to be found, they are out of range, the address
+      is taken, the others do not come, or do not have as many devices.
   """
   is_told = (coordinator_address, num_processes, process_id) != (None, None, None)
   if num_processes == 1 or (not is_told and xla_bridge.backends_are_initialized()):
     return
-  waiting = threading.Timer(_PATIENCE_SECONDS, _say_that_we_wait)
-  waiting.daemon = True
-  waiting.start()
+  if coordinator_address:
+    _check_address(coordinator_address, is_ours=process_id == 0)
   # Its handler of SIGTERM would replace ours, which stops all processes at the same step.
   jax.config.update('jax_enable_preemption_service', False)
   try:
-    jax.distributed.initialize(
-      coordinator_address, num_processes, process_id,
-      initialization_timeout=_GIVE_UP_SECONDS, heartbeat_timeout_seconds=math.ceil(timeout),
-      shutdown_timeout_seconds=math.ceil(timeout))
+    with _waiting():
+      jax.distributed.initialize(
+        coordinator_address, num_processes, process_id, initialization_timeout=_GIVE_UP_SECONDS,
+        heartbeat_timeout_seconds=math.ceil(timeout), shutdown_timeout_seconds=math.ceil(timeout))
   except ValueError as error:  # JAX's word for "no cluster here", as for a number that cannot be
     if is_told:
       raise UserError(
@@ -66,8 +69,44 @@ def join(coordinator_address: str | None, num_processes: int | None, process_id:
   except RuntimeError as error:
     raise UserError(f'the processes of this run do not find each other: {error}\n'
                     '--num_processes=1 trains with this process alone') from error
+  counts = collections.Counter(device.process_index for device in jax.devices())
+  if len(set(counts.values())) > 1:
+    raise UserError(f'processes must have equally many devices; processes 0, 1 ... have {sorted(counts.items())}')
+
+
+def _check_address(address: str, *, is_ours: bool) -> None:
+  """Raises UserError for what is no HOST:PORT, or, if we are to listen there, is taken: JAX would share it."""
+  host, _, port = address.rpartition(':')
+  if not host or not port.isdecimal():
+    raise UserError(f'--coordinator_address={address}: expected HOST:PORT, as node0:8476')
+  try:
+    if is_ours:
+      listen(int(port)).close()
+  except (OSError, OverflowError) as error:
+    raise UserError(f'--coordinator_address={address}: process 0 cannot listen there: {error}') from error
+
+
+def listen(port: int = 0) -> socket.socket:
+  """A server at that port of this machine, or at a free one, for IPv4 and, where there is, IPv6."""
+  is_dual = socket.has_dualstack_ipv6()
+  family = socket.AF_INET6 if is_dual else socket.AF_INET
+  return socket.create_server(('', port), family=family, dualstack_ipv6=is_dual, backlog=1000)
+
+
+@contextlib.contextmanager
+def _waiting() -> Iterator[None]:
+  """Says so after a while, and lets Ctrl-C end the process, which JAX's C++ would not."""
+  timer = threading.Timer(_PATIENCE_SECONDS, _say_that_we_wait)
+  timer.daemon = True
+  is_main = threading.current_thread() is threading.main_thread()
+  previous = signal.signal(signal.SIGINT, signal.SIG_DFL) if is_main else None
+  timer.start()
+  try:
+    yield
   finally:
-    waiting.cancel()
+    timer.cancel()
+    if is_main:
+      signal.signal(signal.SIGINT, previous)
 
 
 def _say_that_we_wait() -> None:

@@ -70,13 +70,18 @@ def check(spike: Spike, rewind: ConfigDict) -> None:
       'Lower optimizer.peak_lr, or look at the data. Checkpoints from before are intact.')
 
 
+def start(config: ConfigDict, step: int) -> int:
+  """The number of steps before the log window that holds `step`."""
+  return (step - 1) // config.log.every_steps * config.log.every_steps
+
+
 def target(config: ConfigDict, step: int) -> int:
   """Where a run goes back to should the window that holds `step` be a spike: a saved step before the window, or 0.
 
   Of those steps that every run of this config saves: where an interruption saved must not matter.
   """
-  start = (step - 1) // config.log.every_steps * config.log.every_steps
-  return max(start // every * every for every in (config.checkpoint.every_steps, config.eval.every_steps))
+  return max(
+    start(config, step) // every * every for every in (config.checkpoint.every_steps, config.eval.every_steps))
 
 
 def rewound(spike: Spike, step: int, restored: Past) -> Past:

@@ -25,7 +25,8 @@ def together(
   Raises:
     UserError: as `parallel.join` does. And whatever `work` raises, where the process is alone.
   """
-  parallel.join(**processes, timeout=timeout)
+  # JAX is to notice later than the watch, which says more.
+  parallel.join(**processes, timeout=2 * timeout + 10)
   if parallel.num_processes() == 1:
     return work()
   watch = Watch(timeout)

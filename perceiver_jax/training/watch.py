@@ -1,6 +1,6 @@
 """Processes of one run that watch each other, so that none waits for one that is gone.
 
-By itself JAX notices a dead process after its timeout, and then ends the others without a word that would help. Here
+By itself JAX notices a dead process after a timeout, and then ends the others without a word that would help. Here
 every process keeps a connection to process 0. The system closes it at once when a process dies, whatever it died of,
 and when its machine is gone for `timeout` seconds; then process 0 tells the others, and all end with a message. One
 that fails says why first. Where no connection can be made, JAX's own way remains. A connection carries lines of JSON:
@@ -39,7 +39,7 @@ class Watch:
     self._name = f'process {parallel.process_id()} on {socket.gethostname()}'
     self._lines: dict[str, socket.socket] = {}
     self._lock, self._is_over = threading.Lock(), False
-    with socket.create_server(('', 0), backlog=parallel.num_processes()) as server:
+    with parallel.listen() as server:
       _, port = parallel.from_first(lambda: (None, server.getsockname()[1]))
       try:
         if parallel.process_id() == 0:
@@ -50,15 +50,15 @@ class Watch:
           self._follow('process 0', line, line.makefile(), timeout)
       except OSError as error:
         logging.warning(
-          '%s cannot watch the others (%s): should one die, the rest will end after %g seconds, and not say why.',
-          self._name, error, timeout)
+          '%s cannot watch the others (%s): should one die, the rest will end only after minutes, and not say why.',
+          self._name, error)
 
   def _welcome(self, server: socket.socket, timeout: float) -> None:
     server.settimeout(timeout)
     while len(self._lines) < parallel.num_processes() - 1:
       line, _ = server.accept()
       line.settimeout(HURRY_SECONDS)
-      with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # a stranger
+      with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):  # a stranger
         reader = line.makefile()
         self._follow(str(json.loads(reader.readline(1000))['process']), line, reader, timeout)
 
@@ -97,7 +97,7 @@ class Watch:
 
   def fail(self, error: BaseException, explain: Callable[[BaseException], int]) -> NoReturn:
     """Tells all processes that this one has failed, and ends it with the exit code that `explain` returns."""
-    if not isinstance(error, UserError | NumericsError):
+    if not isinstance(error, UserError | NumericsError | KeyboardInterrupt):
       # Who dies takes the devices' connections down: of what fails for that reason, the cause is better told.
       time.sleep(HURRY_SECONDS)
     code = 3

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from perceiver_jax import run_config
 from perceiver_jax.training import parallel, spikes
-from perceiver_jax.training.checkpoint import Checkpoints, saved_steps
+from perceiver_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, saved_steps
 from perceiver_jax.training.lock import lock
 from perceiver_jax.training.progress import Log, read_history
 from perceiver_jax.types import History, TrainState, Tree, UserError
@@ -76,12 +77,29 @@ class Workdir:
     return parallel.from_first(read, self._template)
 
   def go_back(
-    self, step: int, make: Callable[[], tuple[TrainState, dict[str, Any]]],
+    self, spike: spikes.Spike, make: Callable[[], tuple[TrainState, dict[str, Any]]],
   ) -> tuple[TrainState, dict[str, Any]]:
-    """As `first_state`, once there is no checkpoint of a step after `step`."""
-    if self._checkpoints:
-      self._checkpoints.delete_after(step)
-    return self.first_state(make)
+    """The state and the extras from before a spike, or those that `make` returns; later checkpoints are then gone."""
+    def read() -> tuple[Tree, dict[str, Any]]:
+      assert self._checkpoints
+      restored = self._restore_before(spike) or make()
+      self._checkpoints.delete_after(int(restored[0].step))
+      return restored
+
+    return parallel.from_first(read, self._template)
+
+  def _restore_before(self, spike: spikes.Spike) -> tuple[TrainState, dict[str, Any]] | None:
+    """The checkpoint that every run of this config has; where it is gone or damaged, the newest before the spike."""
+    assert self._checkpoints
+    self._checkpoints.wait()
+    before = [step for step in saved_steps(_checkpoints(self.path)) if step <= spikes.start(self._config, spike.step)]
+    target = spikes.target(self._config, spike.step)
+    for step in sorted(before, key=lambda step: (step == target, step), reverse=True):
+      try:
+        return self._checkpoints.restore(step, self._template)
+      except DamagedCheckpoint as damage:
+        logging.warning('%s. Trying another.', damage)
+    return None
 
   def best_state(self) -> tuple[TrainState, int]:
     """The state of the best checkpoint, of the last where none is, and its step."""

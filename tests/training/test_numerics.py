@@ -192,6 +192,15 @@ def test_a_spike_before_anything_is_saved_starts_the_run_again_with_other_batche
   assert (line['step'], line['rewind/offset']) == (0, 13)
 
 
+def test_where_the_regular_checkpoint_is_missing_a_run_goes_back_to_the_newest_before_the_spike(tmp_path):
+  code, _ = _run(tmp_path, lambda index: index == 11 and signal.raise_signal(signal.SIGTERM))
+  assert code == 75 and saved_steps(tmp_path / 'checkpoints') == [10, 12]
+  exit_code, read = _run(tmp_path, **{'checkpoint.every_steps': 7})  # 7 was never saved
+  assert exit_code == 0 and read == [12, *range(13, 21)]
+  (line,) = _rewinds(tmp_path)
+  assert (line['step'], line['rewind/offset']) == (12, 1)
+
+
 @pytest.mark.slow
 def test_a_kill_just_after_a_rewind_changes_no_bit(rewound, tmp_path):
   killed = subprocess.run(

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from benchmarks.survive import Ended, figures, last_state, started
+from perceiver_jax.training import parallel
 from tests.training.runs import ROOT
 
 NUM_DEVICES = 2  # of each process
@@ -38,15 +39,19 @@ def _accident(what: str, split: str, step: int) -> list[str]:
   return [str(pathlib.Path(__file__).with_name('accidents.py')), what, split, str(step), '0']
 
 
-def _together(programs: Sequence[Sequence[str]], *arguments: str | pathlib.Path) -> list[Ended]:
-  """Runs programs as the processes 0, 1 ... of one run, each to its end."""
+def _together(
+  programs: Sequence[Sequence[str]], *arguments: str | pathlib.Path, num_devices: Sequence[int] = (),
+) -> list[Ended]:
+  """Runs programs as the processes 0, 1 ... of one run, each to its end; each has its number of devices."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
   shared = [f'--coordinator_address=localhost:{port}', f'--num_processes={len(programs)}', *map(str, arguments)]
   commands = [[*program, *shared, f'--process_id={index}'] for index, program in enumerate(programs)]
   with contextlib.ExitStack() as stack:
-    ended = [stack.enter_context(started(command, num_devices=NUM_DEVICES))[1] for command in commands]
+    counts = num_devices or [NUM_DEVICES] * len(programs)
+    ended = [stack.enter_context(started(command, num_devices=count))[1]
+             for command, count in zip(commands, counts, strict=True)]
     return [wait() for wait in ended]
 
 
@@ -193,8 +198,27 @@ def test_processes_of_two_configs_are_refused(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.slow
+def test_processes_with_different_numbers_of_devices_are_refused(tmp_path):
+  ended = _together([TRAIN, TRAIN], f'--workdir={tmp_path}/run', *ARGUMENTS, num_devices=[2, 1])
+  for each in ended:
+    assert each.exit_code == 1 and 'equally many devices' in each.err and 'Traceback' not in each.err, each.err
+  assert not (tmp_path / 'run').exists()
+
+
+def test_an_address_that_is_taken_is_refused(tmp_path):
+  with parallel.listen() as taken:
+    port = taken.getsockname()[1]
+    with started([*TRAIN, f'--workdir={tmp_path}/run', *ARGUMENTS, f'--coordinator_address=localhost:{port}',
+                  '--num_processes=2', '--process_id=0']) as (_, wait):
+      ended = wait()
+  assert ended.exit_code == 1 and re.search(rf'localhost:{port}: process 0 cannot listen there: .*in use', ended.err)
+
+
 @pytest.mark.parametrize('flags, message', [
-  (['--process_id=1'], 'go together'), (['--num_processes=2', '--process_id=2'], 'process_id'),
+  (['--process_id=1'], 'go together'),
+  (['--coordinator_address=node0', '--num_processes=2', '--process_id=1'], 'node0: expected HOST:PORT'),
+  (['--num_processes=2', '--process_id=2'], 'process_id'),
   (['--num_processes=0'], 'is not a positive integer')])
 def test_flags_of_processes_that_make_no_sense_are_answered_at_once(tmp_path, flags, message):
   done = subprocess.run(
