@@ -7,7 +7,7 @@ Four lanes, each of real processes of train.py on the digits; the first two side
   devices  The same faults, and after each the run goes on with 1, 2 or 4 devices. They add up in another order, and
            every step amplifies that; so plain SGD at a low rate without dropout (whose masks depend on the number of
            devices), and the parameters may differ by TOLERANCE of the largest of them.
-  seeds    20 runs of six steps, with two kills each, whose ends are compared as those of kills.
+  seeds    20 runs of 60 steps, with two kills each, whose ends are compared as those of kills.
   memory   One run left alone. After a quarter of its steps its memory may grow by 2 %, its open files and threads stay.
            It saves as seldom as a real run: at each save TensorStore (0.1.86) loses 257 bytes whenever it describes
            where an array goes, which Orbax has it do for each array.
@@ -61,6 +61,7 @@ RESULTS = ROOT / 'benchmarks/results/soak.json'
 FOLDER = ROOT / 'runs/soak'
 FAULTS = [Fault(number, moment) for number in (signal.SIGKILL, signal.SIGTERM) for moment in (TRAINING, SAVE)]
 NUM_SEEDS = 20
+SEED_STEPS = 60                             # with a save every two, and time for a kill between them
 SECONDS = 30.0                              # at most, of work before a fault
 TOLERANCE = 1e-4
 MAX_GROWTH = 0.02
@@ -184,12 +185,12 @@ def repeat_runs(name: str, result: dict[str, Any], minutes: float) -> None:
 
 
 def repeat_short_runs(result: dict[str, Any], seeds: int) -> None:
-  expected = FOLDER / 'seeds-alone'
-  seconds = leave_alone(expected, *TINY)
+  expected, arguments = FOLDER / 'seeds-alone', [*TINY, f'--config.num_steps={SEED_STEPS}']
+  seconds = leave_alone(expected, *arguments)
   for seed in range(seeds):
     chance, workdir = random.Random(seed), FOLDER / f'seed-{seed}'
     kills = itertools.islice((fault for fault in endless(chance) if fault.signal == signal.SIGKILL), 2)
-    run('seeds', result, chance, TINY, workdir, kills, seconds=seconds)
+    run('seeds', result, chance, arguments, workdir, kills, seconds=seconds)
     check_equal(workdir, expected)
     shutil.rmtree(workdir)
 
