@@ -151,7 +151,8 @@ def _read_evaluate(argv: list[str]) -> Callable[[], int]:
   check_all_read(flag_values(argv))
   if flag_values.workdir and flag_values.model:
     raise UserError('--workdir and --model exclude each other: which of the two is to be evaluated?')
-  for flag, other in (('path', 'model'), ('checkpoint', 'workdir')):
+  with_workdir = ('checkpoint', *_processes(flag_values))
+  for flag, other in (('path', 'model'), *((flag, 'workdir') for flag in with_workdir)):
     if flag_values[flag].present and not flag_values[other].value:
       raise UserError(f'--{flag} goes with --{other} alone')
   settings = {

@@ -156,6 +156,7 @@ def text_model(tmp_path):
 
 @pytest.mark.parametrize('arguments, exit_code, fragment', [
   (['--checkpoint=latest'], 2, '--checkpoint goes with --workdir alone'),
+  (['--model=x', '--num_processes=2'], 2, '--num_processes goes with --workdir alone'),
   (['--path=conv.pystate'], 1, 'is no released model, so `path` means nothing'),
   (['--data_path=flowers'], 1, "the config of this model has no data.path: there is nothing to put 'flowers' in"),
   ([], 1, "task 'masked_lm' has no training data yet: its model can be used (python -m perceiver_jax.predict)"),
