@@ -28,6 +28,7 @@ def disk_errors(what: str) -> Iterator[None]:
 def quiet_orbax() -> None:
   """Silences what is printed about a save that fails, as `disk_errors` tells it; for the rest of the process."""
   logging.get_absl_logger().addFilter(_is_not_orbax_failing)
+  std_logging.getLogger('asyncio').addFilter(_is_not_another_write)
   if sys.unraisablehook is not _show_unless_from_closed_loop:
     _previous_hooks.append(sys.unraisablehook)
     sys.unraisablehook = _show_unless_from_closed_loop
@@ -38,6 +39,12 @@ _previous_hooks = [sys.__unraisablehook__]
 
 def _is_not_orbax_failing(record: std_logging.LogRecord) -> bool:
   return record.levelno < std_logging.ERROR or f'{os.sep}orbax{os.sep}' not in record.pathname
+
+
+def _is_not_another_write(record: std_logging.LogRecord) -> bool:
+  """Whether it is something else than a write of TensorStore that failed after the first, for which Orbax waited."""
+  exception = record.exc_info[1] if record.exc_info else None
+  return not (isinstance(exception, ValueError) and str(exception).startswith('RESOURCE_EXHAUSTED'))
 
 
 def _show_unless_from_closed_loop(unraisable: sys.UnraisableHookArgs) -> None:

@@ -141,7 +141,7 @@ def test_a_disk_that_fills_up_stops_the_run_which_goes_on_once_there_is_room(who
     full = train_until('fill' if disk else 'limit', 'train', 3, workdir)
     assert (full.exit_code, full.out) == (1, ''), full.err
     last = full.err.splitlines()[-1]
-    assert re.match(rf'error: (a checkpoint was not written to|checkpoint|cannot write) {workdir}', last)
+    assert re.match(rf'error: (a checkpoint was not written to|checkpoint|cannot write) {workdir}', last), full.err
     assert 'Traceback' not in full.err
     (workdir.parent / 'filler').unlink(missing_ok=True)
     ended = train(workdir)

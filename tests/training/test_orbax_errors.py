@@ -53,3 +53,12 @@ def test_a_write_that_nobody_waits_for_is_not_shown(error, is_shown, monkeypatch
   quiet_orbax()
   sys.unraisablehook(SimpleNamespace(exc_value=error))
   assert [unraisable.exc_value for unraisable in shown] == [error] * is_shown
+
+
+@pytest.mark.parametrize(('error', 'is_shown'), [(ValueError(FULL), False), (ValueError('something else'), True)])
+def test_of_what_asyncio_tells_of_failed_futures_those_of_a_full_disk_are_not_logged(error, is_shown, caplog):
+  quiet_orbax()
+  record = std_logging.LogRecord(
+    'asyncio', std_logging.ERROR, 'x.py', 1, 'never retrieved', None, (type(error), error, None))
+  std_logging.getLogger('asyncio').handle(record)
+  assert [record.getMessage() for record in caplog.records] == ['never retrieved'] * is_shown
