@@ -112,12 +112,6 @@ def started(
       process.kill()
 
 
-def train(workdir: Path, *arguments: str, num_devices: int = 2) -> Ended:
-  """train.py, left alone."""
-  with started([ROOT / 'train.py', f'--workdir={workdir}', *arguments], num_devices=num_devices) as (_, ended):
-    return ended()
-
-
 def leave_alone(workdir: Path, *arguments: str) -> float:
   """Runs train.py to its end; returns how many seconds it was at work, its start not counted."""
   with started([ROOT / 'train.py', f'--workdir={workdir}', *arguments]) as (process, wait):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
-import subprocess
-import sys
 from typing import NamedTuple
 
-from benchmarks.survive import ROOT, TINY
+from benchmarks.survive import ROOT, TINY, started
+from perceiver_jax.training.checkpoint import saved_steps
 
 NUM_STEPS = 6  # of TINY
 
@@ -24,12 +22,8 @@ class Ended(NamedTuple):
 
 def start(program: list[str], workdir: pathlib.Path, *arguments: str, num_devices: int = 2) -> Ended:
   """Any program of ours, to its end."""
-  flags = f'--xla_force_host_platform_device_count={num_devices}'
-  done = subprocess.run(
-    [sys.executable, *program, f'--workdir={workdir}', *arguments], capture_output=True, text=True, check=False,
-    env={**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': str(ROOT), 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'})
-  names = [path.name for path in (workdir / 'checkpoints').glob('*')]
-  return Ended(done.returncode, done.stdout, done.stderr, sorted(int(name) for name in names if name.isdecimal()))
+  with started([*program, f'--workdir={workdir}', *arguments], num_devices=num_devices) as (_, wait):
+    return Ended(*wait(), saved_steps(workdir / 'checkpoints'))
 
 
 def train(workdir: pathlib.Path, *arguments: str) -> Ended:

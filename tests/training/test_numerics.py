@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.survive import figures
 from perceiver_jax import config_file
 from perceiver_jax.training import loop
 from perceiver_jax.training.checkpoint import load_weights, saved_steps
@@ -79,11 +80,6 @@ def _run(workdir, accident: Callable[[int], object] = lambda index: None, spoile
   return loop.train(_config(**changes), str(workdir), _task(before_batch)), read
 
 
-def _figures(workdir) -> list[dict[str, float]]:
-  return [{name: value for name, value in line.items() if not name.startswith('speed/')}
-          for line in read_history(workdir)]
-
-
 def _train_losses(workdir) -> dict[int, float]:
   lines = [(line['step'], line['train/loss']) for line in read_history(workdir) if 'train/loss' in line]
   assert len(dict(lines)) == len(lines)
@@ -95,7 +91,7 @@ def _rewinds(workdir) -> list[dict[str, float]]:
 
 
 def _assert_same_run(workdir, expected) -> None:
-  assert _figures(workdir) == _figures(expected)
+  assert figures(workdir) == figures(expected)
   for which in ('latest', 'best'):
     jax.tree.map(np.testing.assert_array_equal, load_weights(workdir, which), load_weights(expected, which))
 
@@ -117,11 +113,11 @@ def test_a_spike_is_rewound_and_the_run_goes_on_with_the_batches_after_it(rewoun
   assert line['rewind/loss'] > 1e5 and 0 < line['rewind/usual_loss'] < 10
   losses = _train_losses(workdir)
   assert list(losses) == list(range(1, NUM_STEPS + 1)) and max(losses.values()) < 10
-  assert [line['step'] for line in _figures(workdir)] == sorted(line['step'] for line in _figures(workdir))
+  assert [line['step'] for line in figures(workdir)] == sorted(line['step'] for line in figures(workdir))
   without_spike = _task(lambda split, index, batch: batch.update(
     _batch(split, index + 3 * (split == 'train' and index >= 10), len(batch['mask']))))
   assert loop.train(_config(), str(tmp_path), without_spike) == 0
-  assert _figures(tmp_path) == [line for line in _figures(workdir) if 'rewind/number' not in line]
+  assert figures(tmp_path) == [line for line in figures(workdir) if 'rewind/number' not in line]
   jax.tree.map(np.testing.assert_array_equal, load_weights(tmp_path), load_weights(workdir))
 
 
