@@ -2,7 +2,7 @@
 
 import sys
 
-from perceiver_jax import commands
+from perceiver_jax.commands.eval import evaluate
 
 if __name__ == '__main__':
-  sys.exit(commands.evaluate())
+  sys.exit(evaluate())

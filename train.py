@@ -2,7 +2,7 @@
 
 import sys
 
-from perceiver_jax import commands
+from perceiver_jax.commands.train import train
 
 if __name__ == '__main__':
-  sys.exit(commands.train())
+  sys.exit(train())

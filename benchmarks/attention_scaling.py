@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import peer_work, record, timing
-from perceiver_jax import commands
+from perceiver_jax.commands.answer import answer
 from perceiver_jax.core.attention import Mlp, layer_norm
 from perceiver_jax.core.cross_attend import CrossAttend
 from perceiver_jax.core.input_array import InputArray
@@ -69,7 +69,7 @@ def ours(path: str, size: int) -> Forward:
     if path == MLP:
       return latents + Mlp()(layer_norm(latents, 'mlp_norm'))
     inputs = InputArray(pixels, fourier_grid((size, size), NUM_BANDS))
-    return CrossAttend(attention=path)(latents, inputs, is_training=True)[0]
+    return CrossAttend(attention_impl=path)(latents, inputs, is_training=True)[0]
   return forward
 
 
@@ -167,7 +167,7 @@ def with_marginal(rows: Sequence[Row]) -> list[Row]:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Measures what the flags say. Returns the exit code."""
-  return commands.answer(_read, argv)
+  return answer(_read, argv)
 
 
 def _read(argv: list[str]) -> Callable[[], int]:

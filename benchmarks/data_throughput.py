@@ -35,9 +35,9 @@ from benchmarks import photos, record
 from benchmarks.timing import Figure, figure
 from perceiver_jax.data import pipeline, tfds_images
 from perceiver_jax.data.augmentation import random_crop, resize
+from perceiver_jax.data.dataset import Example
 from perceiver_jax.data.images import decode
 from perceiver_jax.data.randaugment import rand_augment
-from perceiver_jax.data.source import Example
 from perceiver_jax.data.tf_example import parse
 from perceiver_jax.types import Field, UserError
 

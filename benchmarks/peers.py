@@ -36,7 +36,7 @@ from typing import Any
 
 from benchmarks import peer_work, record, timing
 from benchmarks.peer_work import Folders, Work
-from perceiver_jax import commands
+from perceiver_jax.commands.answer import answer
 from perceiver_jax.types import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -126,7 +126,7 @@ def row(work: Work, name: str, taken: Mapping[str, Sequence[timing.Taken]], othe
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Measures what the flags say. Returns the exit code."""
-  return commands.answer(_read, argv)
+  return answer(_read, argv)
 
 
 def _read(argv: list[str]) -> Callable[[], int]:

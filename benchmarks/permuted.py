@@ -34,9 +34,10 @@ from ml_collections import ConfigDict
 
 from benchmarks import permuted_report, record
 from configs import placed_digits
+from perceiver_jax.processes import parallel
+from perceiver_jax.runs.checkpoint import Checkpoints
 from perceiver_jax.tasks import image_classification
-from perceiver_jax.training import loop, parallel
-from perceiver_jax.training.checkpoint import Checkpoints
+from perceiver_jax.training import loop
 from perceiver_jax.training.evaluate import evaluate
 from perceiver_jax.training.experiment import build
 from perceiver_jax.training.step import averaged

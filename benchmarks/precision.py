@@ -19,9 +19,9 @@ from typing import Any
 
 from benchmarks import record
 from configs import digits
+from perceiver_jax.runs.log import read_history
 from perceiver_jax.tasks import image_classification
 from perceiver_jax.training import loop
-from perceiver_jax.training.progress import read_history
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / 'benchmarks' / 'results' / 'precision.json'

@@ -52,10 +52,10 @@ from benchmarks.survive import (
   started,
   survive,
 )
-from perceiver_jax import run_config
+from perceiver_jax.config.saved import load_config
+from perceiver_jax.runs.log import read_history
 from perceiver_jax.tasks import image_classification
 from perceiver_jax.training.experiment import build
-from perceiver_jax.training.progress import read_history
 
 RESULTS = ROOT / 'benchmarks/results/soak.json'
 FOLDER = ROOT / 'runs/soak'
@@ -242,7 +242,7 @@ def check_close(workdir: Path, expected: Path) -> float:
 
 def moved(workdir: Path) -> float:
   """How far the run took its parameters, as `check_close` measures it: what a difference is to be compared with."""
-  config = run_config.load(workdir)
+  config = load_config(workdir)
   first, (last, _) = build(config, image_classification.make(config)).init(), last_state(workdir)
   return largest(jax.tree.map(np.subtract, last.params, first.params)) / largest(last.params)
 

@@ -26,13 +26,15 @@ from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
 from benchmarks import record, timing
-from perceiver_jax import commands, config_file
+from perceiver_jax.commands.answer import answer, check_all_read
+from perceiver_jax.config import overrides
 from perceiver_jax.data.pairs import paired
 from perceiver_jax.data.synthetic import SyntheticSource
-from perceiver_jax.inference.model import task_of
 from perceiver_jax.planning.flops import forward_flops
 from perceiver_jax.planning.rate import products_per_second
-from perceiver_jax.training import experiment, parallel
+from perceiver_jax.processes import parallel
+from perceiver_jax.tasks import make_task
+from perceiver_jax.training import experiment
 from perceiver_jax.types import Batch, Task
 
 PACKAGES = ('jax', 'jaxlib', 'dm-haiku', 'optax', 'numpy')
@@ -54,7 +56,7 @@ def batch_of(config: ConfigDict, task: Task) -> Batch:
 def measure(name: str, config: ConfigDict, repeats: int) -> Row:
   """The one row of the table. Raises UserError where the config cannot be trained, or its batch not be divided."""
   parallel.check_batch_size(config.batch_size, config.micro_batches)
-  task = task_of(config)
+  task = make_task(config)
   built = experiment.build(config, task)
   state, batch = parallel.replicate(built.init()), parallel.shard(batch_of(config, task))
   timing.say('Compiling the training step ...')
@@ -111,7 +113,7 @@ def memory_of(compiled: Any) -> Row:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Measures what the flags say. Returns the exit code."""
-  return commands.answer(_read, argv)
+  return answer(_read, argv)
 
 
 def _read(argv: list[str]) -> Callable[[], int]:
@@ -123,8 +125,8 @@ def _read(argv: list[str]) -> Callable[[], int]:
   flags, others = parser.parse_known_args(argv[1:])
   if flags.batch_size:
     others.append(f'--config.batch_size={flags.batch_size}')
-  config = config_file.load(flags.config)
-  commands.check_all_read(config_file.override(config, [argv[0], *others], absl_flags.FlagValues()))
+  config = overrides.load(flags.config)
+  check_all_read(overrides.override(config, [argv[0], *others], absl_flags.FlagValues()))
   return functools.partial(_measure_and_report, flags, config)
 
 

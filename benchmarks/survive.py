@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from perceiver_jax import run_config
+from perceiver_jax.config.saved import load_config
+from perceiver_jax.runs.checkpoint import Checkpoints, saved_steps
+from perceiver_jax.runs.log import read_history
 from perceiver_jax.tasks import image_classification
-from perceiver_jax.training.checkpoint import Checkpoints, saved_steps
 from perceiver_jax.training.experiment import build
-from perceiver_jax.training.progress import read_history
 from perceiver_jax.types import TrainState
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -195,7 +195,7 @@ def figures(workdir: Path) -> list[dict[str, float]]:
 
 def last_state(workdir: Path) -> tuple[TrainState, dict[str, Any]]:
   """The state, of NumPy arrays, and the extras of a run's newest checkpoint."""
-  config = run_config.load(workdir)
+  config = load_config(workdir)
   template = jax.eval_shape(build(config, image_classification.make(config)).init)
   with Checkpoints(
     workdir / 'checkpoints', keep_last=config.checkpoint.keep_last, best_metric=config.checkpoint.best_metric,

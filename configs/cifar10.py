@@ -29,15 +29,15 @@ place, which breaks the neighbourhoods that resnet20 and vit rely on; debug runs
 
 from ml_collections import ConfigDict
 
-from configs import common
+from perceiver_jax.config import defaults
 
 VARIANTS = ('io', 'perceiver', 'resnet20', 'vit', 'rgb', 'permuted', 'debug')
 
 
 def get_config(variant: str = '') -> ConfigDict:
   """The locked config; `data.path` is yours to set. `variant` holds words of VARIANTS, joined by commas."""
-  words = common.words(variant, VARIANTS)
-  config = common.get_config()
+  words = defaults.words(variant, VARIANTS)
+  config = defaults.get_config()
   config.update({'num_steps': 45_000 * 200 // 128, 'batch_size': 128})
   config.optimizer.update({
     'name': 'adamw', 'peak_lr': 1e-3, 'schedule': 'warmup_cosine', 'warmup_steps': 1_000, 'max_norm': 1.0,
@@ -48,7 +48,7 @@ def get_config(variant: str = '') -> ConfigDict:
   })
   config.eval.update({'every_steps': 1_000, 'batch_size': 1000})
   if 'perceiver' in words:
-    common.interleave(config, num_cross_attends=4)
+    defaults.interleave(config, num_cross_attends=4)
   if 'resnet20' in words or ('rgb' in words and 'vit' not in words):
     config.model.backbone = 'resnet20'
   if 'vit' in words:
@@ -60,5 +60,5 @@ def get_config(variant: str = '') -> ConfigDict:
   if 'permuted' in words:
     config.data.permutation = 'joint'
   if 'debug' in words:
-    common.debug_images(config)
+    defaults.debug_images(config)
   return config

@@ -14,15 +14,15 @@ position, to a fixed random place, which changes nothing for a Perceiver; debug 
 
 from ml_collections import ConfigDict
 
-from configs import common
+from perceiver_jax.config import defaults
 
 VARIANTS = ('io', 'perceiver', 'learned', 'permuted', 'debug')
 
 
 def get_config(variant: str = '') -> ConfigDict:
   """The locked config; `variant` holds words of VARIANTS, joined by commas."""
-  words = common.words(variant, VARIANTS)
-  config = common.get_config()
+  words = defaults.words(variant, VARIANTS)
+  config = defaults.get_config()
   # Every number here is ours.
   config.update({'num_steps': 1_600, 'batch_size': 64, 'ema_decay': 0.99, 'remat': 'none'})
   config.optimizer.update({
@@ -40,7 +40,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.checkpoint.update({'every_steps': 200, 'best_metric': 'validation/loss'})
   config.log.every_steps = 50
   if 'perceiver' in words:
-    common.interleave(config, num_cross_attends=4)
+    defaults.interleave(config, num_cross_attends=4)
     config.model.num_self_attends_per_block = 1
   if 'learned' in words:
     config.model.position.kind = 'learned'
@@ -48,5 +48,5 @@ def get_config(variant: str = '') -> ConfigDict:
   if 'permuted' in words:
     config.data.permutation = 'joint'
   if 'debug' in words:
-    common.debug_images(config)
+    defaults.debug_images(config)
   return config

@@ -52,7 +52,7 @@ from collections.abc import Set
 
 from ml_collections import ConfigDict
 
-from configs import common
+from perceiver_jax.config import defaults
 
 POOLED = {'fourier_pool', 'learned_pool', 'conv_pool'}
 BASELINES = {'resnet50', 'vit', 'transformer', 'rgb'}
@@ -64,8 +64,8 @@ VARIANTS = (
 
 def get_config(variant: str = '') -> ConfigDict:
   """The locked config; `data.path` is yours to set. `variant` holds words of VARIANTS, joined by commas."""
-  words = common.words(variant, VARIANTS)
-  config = common.get_config()
+  words = defaults.words(variant, VARIANTS)
+  config = defaults.get_config()
   config.data.update({
     'name': 'tfds_images', 'num_classes': 1000, 'class_names': 'imagenet', 'mixing': 'half_and_half'})
   config.model.stem.normalisation = 'imagenet'
@@ -78,7 +78,7 @@ def get_config(variant: str = '') -> ConfigDict:
   if words & POOLED:
     config.model.head = 'pool'
   if 'perceiver' in words:
-    common.interleave(config, num_cross_attends=8)
+    defaults.interleave(config, num_cross_attends=8)
   if 'perceiver_learned' in words:
     config.model.update({'num_cross_attends': 1, 'head': 'pool'})  # 8 were unstable [P1 4.1]
   if 'config_b' in words:
@@ -87,7 +87,7 @@ def get_config(variant: str = '') -> ConfigDict:
   if 'permuted' in words:
     config.data.permutation = 'joint'
   if 'debug' in words:
-    common.debug_images(config)
+    defaults.debug_images(config)
     config.data.update({'image_size': 16, 'num_classes': 5})
   return config
 

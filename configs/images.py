@@ -21,15 +21,15 @@ model.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from perceiver_jax.config import defaults
 
 VARIANTS = ('io', 'perceiver', 'permuted', 'debug')
 
 
 def get_config(variant: str = '') -> ConfigDict:
   """The locked config; `data.path` and `data.num_classes` are yours to set. `variant`: words of VARIANTS, by commas."""
-  words = common.words(variant, VARIANTS)
-  config = common.get_config()
+  words = defaults.words(variant, VARIANTS)
+  config = defaults.get_config()
   config.update({'num_steps': 20_000, 'batch_size': 128})
   config.optimizer.update({
     'name': 'adamw', 'peak_lr': 1e-3, 'schedule': 'warmup_cosine', 'warmup_steps': 1_000, 'max_norm': 1.0,
@@ -42,9 +42,9 @@ def get_config(variant: str = '') -> ConfigDict:
   config.eval.update({'every_steps': 500, 'batch_size': 128})
   config.checkpoint.every_steps = 500
   if 'perceiver' in words:
-    common.interleave(config, num_cross_attends=8)
+    defaults.interleave(config, num_cross_attends=8)
   if 'permuted' in words:
     config.data.permutation = 'joint'
   if 'debug' in words:
-    common.debug_images(config)
+    defaults.debug_images(config)
   return config

@@ -1,7 +1,7 @@
 """Optical flow: the model that the authors released, and the smaller or otherwise fed ones of their ablation.
 
 Paper: 2107.14795, section 4.2, appendix H and tables 3 and 16.
-Command: python -m perceiver_jax.predict --model=optical_flow first.png second.png --output=flow.png
+Command: python -m perceiver_jax predict --model=optical_flow first.png second.png --output=flow.png
 Cost: 1,887 GFLOPs forward per tile of 368 x 496 (small 986).
 Expected: end-point error 1.81 on Sintel clean, 2.42 on final, 4.98 on KITTI. Measured: not yet run; there is no
 training data for it here yet.
@@ -13,15 +13,15 @@ tiny model.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from perceiver_jax.config import defaults
 
 VARIANTS = ('full', 'small', 'separate', 'pixels', 'debug')
 
 
 def get_config(variant: str = '') -> ConfigDict:
   """The locked config; `variant` holds words of VARIANTS, joined by commas."""
-  words = common.words(variant, VARIANTS)
-  config = common.training()
+  words = defaults.words(variant, VARIANTS)
+  config = defaults.training()
   config.update({
     'task': 'optical_flow', 'num_steps': 375_000, 'batch_size': 512, 'label_smoothing': 0.0,  # [PIO H]
     'data': {
@@ -29,7 +29,7 @@ def get_config(variant: str = '') -> ConfigDict:
       'num_channels': 3,                   # of a pixel: red, green, blue
     },
     'model': {
-      **common.latents(),
+      **defaults.latents(),
       'patch_size': 3,                     # pixels around a pixel, a side [PIO table 16]
       'separate_frames': False,            # an element is a pixel of one frame, not of both [PIO table 16]
       'stem_channels': 64,                 # of an element's features [code]
@@ -48,7 +48,7 @@ def get_config(variant: str = '') -> ConfigDict:
   if 'pixels' in words:
     config.model.patch_size = 1
   if 'debug' in words:
-    common.debug(config)
+    defaults.debug(config)
     config.data.frame_size = config.model.max_resolution = (12, 16)
     config.model.update({'stem_channels': 8, 'num_bands': 4})
   return config.lock()

@@ -14,15 +14,15 @@ random place; debug runs 20 steps of a tiny model.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from perceiver_jax.config import defaults
 
 VARIANTS = ('io', 'perceiver', 'resnet20', 'vit', 'transformer', 'rgb', 'permuted', 'debug')
 
 
 def get_config(variant: str = '') -> ConfigDict:
   """The locked config; `variant` holds words of VARIANTS, joined by commas."""
-  words = common.words(variant, VARIANTS)
-  config = common.get_config()
+  words = defaults.words(variant, VARIANTS)
+  config = defaults.get_config()
   config.update({'num_steps': 4_000, 'batch_size': 32, 'label_smoothing': 0.0})
   config.optimizer.update({
     'name': 'adamw', 'peak_lr': 1e-3, 'schedule': 'warmup_cosine', 'warmup_steps': 100,
@@ -39,7 +39,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.checkpoint.update({'every_steps': 1_000, 'keep_last': 4})
   config.log.every_steps = 100
   if 'perceiver' in words:
-    common.interleave(config, num_cross_attends=2)
+    defaults.interleave(config, num_cross_attends=2)
     config.model.num_self_attends_per_block = 1
   if 'resnet20' in words or ('rgb' in words and 'vit' not in words):
     config.model.backbone = 'resnet20'
@@ -57,5 +57,5 @@ def get_config(variant: str = '') -> ConfigDict:
   if 'permuted' in words:
     config.data.permutation = 'joint'
   if 'debug' in words:
-    common.debug_images(config)
+    defaults.debug_images(config)
   return config

@@ -1,7 +1,7 @@
 """Autoencoding of Kinetics clips, video, sound and label at once: the model that the authors released.
 
 Paper: 2107.14795, section 4.3, appendix I and tables 4 and 17.
-Command: python -m perceiver_jax.predict --model=video_autoencoding clip.npz --output=again.png
+Command: python -m perceiver_jax predict --model=video_autoencoding clip.npz --output=again.png
 Cost: 7,455 GFLOPs for all of a clip's 804,737 outputs.
 Expected: 24.37 dB for the video, 26.97 for the audio, 10.2 % of labels right; 24.27, 25.33 and 8.6 with 392 latents;
 23.21, 14.15 and 11.5 with 196. Measured: not yet run; there is no training data for it here yet.
@@ -12,15 +12,15 @@ debug is a tiny model.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from perceiver_jax.config import defaults
 
 VARIANTS = ('latents784', 'latents392', 'latents196', 'debug')
 
 
 def get_config(variant: str = '') -> ConfigDict:
   """The locked config; `variant` holds words of VARIANTS, joined by commas."""
-  words = common.words(variant, VARIANTS)
-  config = common.training()
+  words = defaults.words(variant, VARIANTS)
+  config = defaults.training()
   config.update({
     'task': 'video_autoencoding', 'batch_size': 1024, 'label_smoothing': 0.0,  # [PIO I]
     'data': {
@@ -31,7 +31,7 @@ def get_config(variant: str = '') -> ConfigDict:
       'class_names': 'kinetics700',        # a text file of a line per class, or one of perceiver_jax/inference/labels
     },
     'model': {
-      **common.latents(),
+      **defaults.latents(),
       'video': {
         'patch_size': 4,                   # pixels, a side [PIO I]
         'num_bands': 32,                   # per axis [code]
@@ -57,7 +57,7 @@ def get_config(variant: str = '') -> ConfigDict:
     if f'latents{num_latents}' in words:
       config.model.num_latents = num_latents
   if 'debug' in words:
-    common.debug(config)
+    defaults.debug(config)
     config.data.update({'num_frames': 2, 'image_size': 8, 'samples_per_frame': 32, 'num_classes': 5, 'class_names': ''})
     config.model.video.update({'patch_size': 2, 'num_bands': 4, 'max_resolution': (2, 4, 4)})
     config.model.audio.update({'patch_size': 8, 'num_bands': 6, 'max_resolution': (64,)})

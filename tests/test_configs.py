@@ -15,8 +15,10 @@ import pytest
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs import common
-from perceiver_jax import commands, config_file, predict, run_config
+from perceiver_jax.commands import predict, train
+from perceiver_jax.config import defaults, overrides
+from perceiver_jax.config.saved import claim, differences, load_config, save_config
+from perceiver_jax.config.values import check, flatten
 from perceiver_jax.types import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -38,7 +40,7 @@ LISTED = [
 
 def _num_parameters(config: ConfigDict) -> int:
   """Of the model that a command trains; nothing is computed."""
-  run_config.check_ranges(config)
+  check(config)
   task = importlib.import_module(f'perceiver_jax.tasks.{config.task}').make(config)
   batch = {name: jax.ShapeDtypeStruct((1, *field.shape), field.dtype) for name, field in task.spec.items()}
   init = functools.partial(hk.transform_with_state(task.forward).init, is_training=True)
@@ -49,12 +51,12 @@ def _num_parameters(config: ConfigDict) -> int:
 @pytest.mark.parametrize('family, variant', VARIANTS + PAIRS)
 def test_every_variant_builds_a_locked_config_with_the_keys_of_its_family(family, variant):
   config = FAMILIES[family].get_config(variant)
-  keys = run_config.flatten(config).keys()
+  keys = flatten(config).keys()
   assert config.is_locked and config.model.is_locked
-  assert keys == run_config.flatten(FAMILIES[family].get_config()).keys()
-  assert keys >= run_config.flatten(common.training()).keys() | {f'model.{key}' for key in common.latents()}
+  assert keys == flatten(FAMILIES[family].get_config()).keys()
+  assert keys >= flatten(defaults.training()).keys() | {f'model.{key}' for key in defaults.latents()}
   if config.task == 'image_classification':
-    assert keys == run_config.flatten(common.get_config()).keys()
+    assert keys == flatten(defaults.get_config()).keys()
 
 
 @pytest.mark.parametrize('family, variant', VARIANTS + PAIRS)
@@ -70,9 +72,9 @@ def test_every_variant_has_sizes_that_fit(family, variant):
 @pytest.mark.parametrize('family', FAMILIES)
 def test_every_variant_but_the_default_changes_something(family):
   module = FAMILIES[family]
-  default = run_config.flatten(module.get_config())
-  assert run_config.flatten(module.get_config(module.VARIANTS[0])) == default
-  assert [v for v in module.VARIANTS[1:] if run_config.flatten(module.get_config(v)) == default] == []
+  default = flatten(module.get_config())
+  assert flatten(module.get_config(module.VARIANTS[0])) == default
+  assert [v for v in module.VARIANTS[1:] if flatten(module.get_config(v)) == default] == []
 
 
 @pytest.mark.parametrize('family', FAMILIES)
@@ -85,8 +87,8 @@ def test_a_debug_variant_is_long_enough_to_try_everything_and_no_longer(family):
 def test_the_words_of_a_variant_come_in_any_order(family):
   module = FAMILIES[family]
   words = [word for word in module.VARIANTS if word != 'io']
-  expected = run_config.flatten(module.get_config(','.join(words)))
-  assert run_config.flatten(module.get_config(', '.join(reversed(words)))) == expected
+  expected = flatten(module.get_config(','.join(words)))
+  assert flatten(module.get_config(', '.join(reversed(words)))) == expected
 
 
 @pytest.mark.parametrize('family', FAMILIES)
@@ -103,18 +105,18 @@ def test_the_command_in_a_config_is_one_that_is_understood(family, monkeypatch):
   monkeypatch.chdir(ROOT)
   command = re.search(r'^Command: python ((?:.*\\\n)*.*)$', FAMILIES[family].__doc__, re.MULTILINE)
   arguments = shlex.split(command[1].replace('\\\n', ''))
-  if arguments[:2] == ['-m', 'perceiver_jax.predict']:  # there is no training data for it yet
-    model, path, inputs, _ = predict._read(arguments[1:]).args
+  if arguments[:2] == ['-m', 'perceiver_jax']:  # there is no training data for it yet
+    model, path, inputs, _ = predict._read(arguments[2:]).args
     assert (ROOT / 'perceiver_jax' / 'interop' / 'released' / model).is_dir() and path is None and inputs
   else:
-    config, workdir, profile_steps, _ = commands._read_train(arguments).args
+    config, workdir, profile_steps, _ = train._read(arguments).args
     assert config.data.num_classes and workdir.startswith('runs/') and profile_steps == 0
 
 
 @pytest.mark.parametrize('total, command', REPRODUCED)
 def test_a_command_that_reproduces_a_figure_trains_a_model_of_the_size_printed(total, command, monkeypatch):
   monkeypatch.chdir(ROOT)
-  config, workdir, *_ = commands._read_train(shlex.split(command.replace('\\\n', ' '))).args
+  config, workdir, *_ = train._read(shlex.split(command.replace('\\\n', ' '))).args
   assert f'{_num_parameters(config):,}' == total
   assert (config.data.name, config.data.path) == ('tfds_images', '/data/imagenet2012')
   assert REPRODUCTION.count(f'--workdir={workdir} ') == 1 + REPRODUCTION.count(f'eval.py --workdir={workdir} ')
@@ -158,7 +160,7 @@ def test_the_lists_of_variants_are_found():
 
 def test_a_variant_that_is_not_offered_is_refused_with_the_nearest():
   with pytest.raises(ValueError, match=r"'perciever'. Did you mean 'perceiver'\? There are: io, perceiver"):
-    common.words('io,perciever', ['io', 'perceiver'])
+    defaults.words('io,perciever', ['io', 'perceiver'])
 
 
 def test_a_config_of_five_lines_trains_on_images_of_your_own(tmp_path):
@@ -169,21 +171,21 @@ def test_a_config_of_five_lines_trains_on_images_of_your_own(tmp_path):
     "  config.data.update({'path': 'flowers/', 'num_classes': 5})",
     '  return config',
   ]))
-  config = config_file.load(f'{tmp_path}/flowers.py:perceiver')
+  config = overrides.load(f'{tmp_path}/flowers.py:perceiver')
   assert config.is_locked
   assert (config.data.path, config.data.num_classes, config.model.num_cross_attends) == ('flowers/', 5, 8)
 
 
 def test_every_default_has_a_comment():
   source = (ROOT / 'configs' / 'common.py').read_text()
-  keys = {key.rpartition('.')[2] for key in run_config.flatten(common.get_config())}
+  keys = {key.rpartition('.')[2] for key in flatten(defaults.get_config())}
   commented = set(re.findall(r"^ +(?:config\.|')(\w+)'?(?: =|:) .*  # \S", source, re.MULTILINE))
   assert keys - commented == set()
 
 
 def test_a_key_that_may_be_unset_is_a_placeholder():
-  config = common.get_config()
-  for key, value in run_config.flatten(config).items():
+  config = defaults.get_config()
+  for key, value in flatten(config).items():
     if value is None:
       section, _, leaf = key.rpartition('.')
       # None itself could not be overridden.
@@ -202,12 +204,12 @@ def _unvaried(configs: list[dict], text: str) -> list[str]:
 
 def test_law_7_something_varies_every_key():
   """A variant, a README command, or a test; but not the tests of the command line, which only parse what they set."""
-  own = {'test_commands.py', 'test_configs.py'}
+  own = {'test_train_and_eval.py', 'test_configs.py'}
   files = [path for path in (ROOT / 'tests').rglob('*.py') if path.name not in own]
   files += [ROOT / 'README.md', ROOT / 'Makefile', ROOT / 'benchmarks' / 'survive.py']
-  configs = [common.get_config()] + [FAMILIES[family].get_config(variant) for family, variant in VARIANTS]
+  configs = [defaults.get_config()] + [FAMILIES[family].get_config(variant) for family, variant in VARIANTS]
   text = '\n'.join(path.read_text() for path in files)
-  unvaried = _unvaried([run_config.flatten(config) for config in configs], text)
+  unvaried = _unvaried([flatten(config) for config in configs], text)
   assert not unvaried, f'nothing ever sets these keys; drop them, or test what they change: {", ".join(unvaried)}'
 
 
@@ -221,10 +223,10 @@ def test_law_7_is_noticed_when_broken():
 @pytest.mark.parametrize('family, variant', VARIANTS)
 def test_every_config_survives_json(family, variant, tmp_path):
   config = FAMILIES[family].get_config(variant)
-  run_config.save(config, tmp_path)
-  loaded = run_config.load(tmp_path)
+  save_config(config, tmp_path)
+  loaded = load_config(tmp_path)
   assert loaded.is_locked and loaded.to_dict() == config.to_dict()
-  assert run_config.differences(loaded, config) == []
+  assert differences(loaded, config) == []
 
 
 def test_values_survive_json_with_their_types(tmp_path):
@@ -236,8 +238,8 @@ def test_values_survive_json_with_their_types(tmp_path):
   }
   config = ConfigDict(values)
   config.set = 2
-  run_config.save(config, tmp_path)
-  loaded = run_config.load(tmp_path).to_dict()
+  save_config(config, tmp_path)
+  loaded = load_config(tmp_path).to_dict()
   expected = {**values, 'empty': {}, 'unset': None, 'set': 2.0}
   assert loaded == expected
   assert {k: type(v) for k, v in loaded.items()} == {k: type(v) for k, v in expected.items()}
@@ -247,14 +249,14 @@ def test_values_survive_json_with_their_types(tmp_path):
 def test_a_value_that_could_not_be_read_back_is_refused_by_name(tmp_path):
   config = ConfigDict({'data': {'path': pathlib.Path('x')}})
   with pytest.raises(UserError, match=r'config\.data\.path is PosixPath'):
-    run_config.save(config, tmp_path)
+    save_config(config, tmp_path)
   assert list(tmp_path.iterdir()) == []
 
 
 def test_differences_name_the_keys_and_both_values():
   saved = ConfigDict({'optimizer': {'peak_lr': 0.002, 'name': 'lamb'}, 'old': (1, 2), 'sizes': (3, 4)})
   current = ConfigDict({'optimizer': {'peak_lr': 0.001, 'name': 'lamb'}, 'new': None, 'sizes': [3, 4]})
-  assert run_config.differences(saved, current) == [
+  assert differences(saved, current) == [
     'new: absent in the workdir, None now',
     'old: (1, 2) in the workdir, absent now',
     'optimizer.peak_lr: 0.002 in the workdir, 0.001 now',
@@ -265,23 +267,23 @@ def test_differences_name_the_keys_and_both_values():
 def test_a_damaged_config_json_is_named(tmp_path, text):
   (tmp_path / 'config.json').write_bytes(text if isinstance(text, bytes) else text.encode())
   with pytest.raises(UserError, match=r'config\.json is damaged'):
-    run_config.load(tmp_path)
+    load_config(tmp_path)
 
 
 def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match=r'cannot write .*file/run/config\.json'):
-    run_config.save(common.get_config(), tmp_path / 'file' / 'run')
+    save_config(defaults.get_config(), tmp_path / 'file' / 'run')
 
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
   config = FAMILIES['digits'].get_config('debug')
-  run_config.claim(config, tmp_path / 'run', is_new=True)
-  run_config.claim(config, tmp_path / 'run', is_new=False)
+  claim(config, tmp_path / 'run', is_new=True)
+  claim(config, tmp_path / 'run', is_new=False)
   before = (tmp_path / 'run' / 'config.json').read_bytes()
   config.optimizer.peak_lr = 0.5
   with pytest.raises(UserError, match=r'optimizer\.peak_lr: 0\.002 in the workdir, 0\.5 now'):
-    run_config.claim(config, tmp_path / 'run', is_new=False)
+    claim(config, tmp_path / 'run', is_new=False)
   assert (tmp_path / 'run' / 'config.json').read_bytes() == before
 
 
@@ -295,13 +297,13 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
 ])
 def test_a_number_out_of_its_range_is_named(key, value):
   config = FAMILIES['digits'].get_config('debug')
-  run_config.check_ranges(config)
+  check(config)
   config.update_from_flattened_dict({key: value})
   with pytest.raises(UserError, match=f'^{key} is {value}; it must be'):
-    run_config.check_ranges(config)
+    check(config)
 
 
 def test_a_model_without_a_latent_transformer_and_a_run_without_warm_up_are_in_range():
   config = FAMILIES['digits'].get_config('debug')
   config.model.num_blocks = config.optimizer.warmup_steps = 0
-  run_config.check_ranges(config)
+  check(config)

@@ -21,11 +21,13 @@ import numpy as np
 import pytest
 from sklearn import datasets
 
-from perceiver_jax import commands, run_config, weights
-from perceiver_jax.convert import convert
+from perceiver_jax.commands.convert import convert
+from perceiver_jax.commands.eval import evaluate
+from perceiver_jax.config.saved import load_config
 from perceiver_jax.data import images
+from perceiver_jax.runs import weights
+from perceiver_jax.runs.checkpoint import Checkpoints, load_weights
 from perceiver_jax.tasks import image_classification
-from perceiver_jax.training.checkpoint import Checkpoints, load_weights
 from perceiver_jax.training.experiment import build
 from perceiver_jax.training.init_from import resize_grid
 
@@ -74,7 +76,7 @@ def tuned(tmp_path_factory) -> Tuned:
 
 def _start_of(workdir: pathlib.Path) -> Any:
   """The state that a run had after its first step."""
-  config = run_config.load(workdir)
+  config = load_config(workdir)
   template = jax.eval_shape(build(config, image_classification.make(config)).init)
   keep = config.checkpoint
   with Checkpoints(workdir / 'checkpoints', keep_last=keep.keep_last, best_metric=keep.best_metric) as checkpoints:
@@ -103,7 +105,7 @@ def test_tuning_starts_from_the_features_that_were_trained(tuned):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), start.ema[name], released[name])
   np.testing.assert_array_equal(
     start.params['positions']['table'], resize_grid(released['positions']['table'], 16, 8))
-  config = run_config.load(tuned.pretrained)
+  config = load_config(tuned.pretrained)
   untrained = build(config, image_classification.make(config)).init().params
   for name in ('processor/self_attend_0/attention/query', 'encoder/cross_attend_0/attention/key', 'decoder/output'):
     assert np.abs(untrained[name]['w'] - released[name]['w']).max() > 1e-3  # or it would have learned nothing
@@ -126,7 +128,7 @@ def test_a_run_has_the_same_figures_by_its_workdir_as_a_model_and_converted(tune
     [f'--workdir={tuned.workdir}'], [f'--model={tuned.workdir}'], [f'--model={tmp_path}/converted'],
     [f'--model={tmp_path}/converted', '--batch_size=24'],
   ):
-    assert commands.evaluate(['eval', f'--split={split}', *arguments]) == 0
+    assert evaluate(['eval', f'--split={split}', *arguments]) == 0
     figures.append(dict(line.split(': ') for line in capsys.readouterr().out.splitlines()))
   assert figures[0].pop('step').isdecimal()
   assert figures[0].keys() == {'examples', f'{split}/loss', f'{split}/accuracy'}
@@ -140,7 +142,7 @@ def test_a_run_has_the_same_figures_by_its_workdir_as_a_model_and_converted(tune
 
 def test_a_model_is_evaluated_on_the_data_of_its_config_and_on_other_data(tuned, tmp_path, capsys):
   """The pictures of the test split alone, in a folder that says so, have the figures of the test split."""
-  config = run_config.load(tuned.released)
+  config = load_config(tuned.released)
   source = images.load(config.data, 'test')
   for index in range(len(source)):
     picture = pathlib.Path(source.name(index))
@@ -149,6 +151,6 @@ def test_a_model_is_evaluated_on_the_data_of_its_config_and_on_other_data(tuned,
       (tmp_path / split / picture.parent.name / picture.name).write_bytes(picture.read_bytes())
   said = []
   for arguments in ([], ['--split=validation', f'--data_path={tmp_path}']):
-    assert commands.evaluate(['eval', f'--model={tuned.released}', *arguments]) == 0
+    assert evaluate(['eval', f'--model={tuned.released}', *arguments]) == 0
     said.append(capsys.readouterr().out)
   assert said[1].replace('validation/', 'test/') == said[0] and 'test/accuracy' in said[0]

@@ -27,7 +27,9 @@ from ml_collections import ConfigDict
 
 import perceiver_jax.inference
 import perceiver_jax.tasks
-from perceiver_jax import config_file, losses, metrics, weights
+from perceiver_jax import losses, metrics
+from perceiver_jax.config import overrides
+from perceiver_jax.runs import weights
 from perceiver_jax.types import Batch, Field, Task
 from tests.test_laws import DATA_LIBRARIES, NUMERICS
 
@@ -46,7 +48,7 @@ LEAVES = {'b', 'w', 'scale', 'offset', 'latents', 'table'}
 
 
 def _task(experiment: str) -> tuple[ConfigDict, Task]:
-  config = config_file.load(str(ROOT / experiment))
+  config = overrides.load(str(ROOT / experiment))
   if config.data.get('num_classes', 0) is None:
     config.data.num_classes = 5  # what only the user of a config knows
   return config, importlib.import_module(f'perceiver_jax.tasks.{config.task}').make(config)
@@ -229,7 +231,8 @@ def test_metrics_of_the_parts_of_a_batch_add_up(experiment):
 
 def evaluate_22() -> dict[str, Any]:
   """Evaluates 22 examples in batches of 8 on all devices: how many were counted, the values, and NumPy's values."""
-  from perceiver_jax.training import evaluate, experiment, parallel
+  from perceiver_jax.processes import parallel
+  from perceiver_jax.training import evaluate, experiment
 
   task = _small_task()
   built = experiment.build(_task('configs/digits.py:debug')[0], task)
@@ -295,7 +298,8 @@ def test_seed_and_step_alone_decide_a_batch():
 
 
 def test_seed_and_step_alone_decide_what_is_random_in_a_step():
-  from perceiver_jax.training import experiment, parallel
+  from perceiver_jax.processes import parallel
+  from perceiver_jax.training import experiment
 
   x = np.random.default_rng(0).normal(size=[16, 4]).astype(np.float32)
   batch = {'x': x, 'label': np.arange(16, dtype=np.int32) % 3, 'mask': np.ones(16, np.float32)}

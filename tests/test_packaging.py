@@ -129,7 +129,7 @@ def test_the_wheel_requires_what_requirements_txt_pins(wheel):
 
 def test_the_commands_of_the_wheel_exist(wheel):
   commands = dict(re.findall(r'^(\S+) = (\S+)$', _read(wheel, 'entry_points.txt'), re.MULTILINE))
-  assert commands.keys() == {f'perceiver-{name}' for name in ('train', 'eval', 'predict', 'convert', 'plan')}
+  assert commands.keys() == {'perceiver'}
   for target in commands.values():
     module, function = target.split(':')
     assert callable(getattr(importlib.import_module(module), function))

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
-from perceiver_jax import commands
+from perceiver_jax.commands.train import train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / 'README.md').read_text()
@@ -71,19 +71,20 @@ def test_the_readme_shows_commands_and_files():
 @pytest.mark.parametrize('command', [command for command in _commands() if 'train.py' in command])
 def test_every_training_command_is_understood(command, capsys, monkeypatch):
   monkeypatch.chdir(ROOT)
-  assert commands.train([*shlex.split(command)[1:], '--print_config']) == 0
+  assert train([*shlex.split(command)[1:], '--print_config']) == 0
   assert json.loads(capsys.readouterr().out)['task']
 
 
 @pytest.mark.parametrize('command', [command for command in _commands() if 'train.py' not in command])
 def test_every_other_command_is_understood(command):
   words = shlex.split(command)
-  program, read = words[1], commands._read_evaluate
+  program, command = words[1], 'eval'
   if program == '-m':
-    program = words.pop(2)
-    read = importlib.import_module(program)._read
+    assert words.pop(2) == 'perceiver_jax'
+    program = command = words[2]
   else:
     assert program == 'eval.py'
+  read = importlib.import_module(f'perceiver_jax.commands.{command}')._read
   assert callable(read([program, *words[2:]]))  # the work, not yet begun
 
 
@@ -94,7 +95,7 @@ def test_every_recipe_is_there_and_takes_what_it_is_given(line, capsys, monkeypa
   assert (ROOT / words[place]).is_file()
   flags = [word for word in words[place + 1:] if word.startswith('--')]
   monkeypatch.chdir(ROOT)
-  assert commands.train(['train.py', *flags, '--print_config']) == 0 if flags else 'apply' in words
+  assert train(['train.py', *flags, '--print_config']) == 0 if flags else 'apply' in words
   capsys.readouterr()
 
 

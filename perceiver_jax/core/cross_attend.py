@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from perceiver_jax.core.attention import Attention, Mlp, dropout, layer_norm, may_attend
-from perceiver_jax.core.factored_attention import AbsorbedAttention, Parameters, choose
+from perceiver_jax.core.factored.encoder import AbsorbedAttention, Parameters, choose
 from perceiver_jax.core.input_array import InputArray, Pack, check_query, dense, size, valid_elements
 from perceiver_jax.types import Array
 
@@ -32,7 +32,7 @@ class CrossAttend(hk.Module):
     query_residual: bool = True,
     gelu: str = 'tanh',
     masked_rows: str = 'zero',
-    attention: str = 'auto',
+    attention_impl: str = 'auto',
     name: str = 'cross_attend',
   ):
     """attention: 'dense', 'factored', 'chunked' or 'auto', all with the same result and parameters: see `choose`."""
@@ -46,7 +46,7 @@ class CrossAttend(hk.Module):
     self.query_residual = query_residual
     self.gelu = gelu
     self.masked_rows = masked_rows
-    self.attention = attention
+    self.attention_impl = attention_impl
 
   def __call__(
     self,
@@ -69,11 +69,11 @@ class CrossAttend(hk.Module):
     qk_channels = self.qk_channels or num_channels
     v_channels = self.v_channels or qk_channels
     widths = self.num_heads, qk_channels, v_channels, query.shape[-1]
-    path = choose(self.attention, inputs, query.shape[1], *widths[:3])
+    path = choose(self.attention_impl, inputs, query.shape[1], *widths[:3])
     is_dropped = is_training and self.attention_dropout_prob > 0
-    if is_dropped and self.attention in ('factored', 'chunked'):
+    if is_dropped and self.attention_impl in ('factored', 'chunked'):
       warnings.warn(
-        f'{self.module_name}: attention={self.attention} holds no weights to drop (attention_dropout_prob = '
+        f'{self.module_name}: attention_impl={self.attention_impl} holds no weights to drop (attention_dropout_prob = '
         f'{self.attention_dropout_prob}), so training takes the dense path', stacklevel=2)
     weights = None
     if path == 'dense' or capture or is_dropped or hk.running_init():

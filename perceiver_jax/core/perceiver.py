@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from perceiver_jax.core.attention import SelfAttend
 from perceiver_jax.core.cross_attend import CrossAttend
-from perceiver_jax.core.factored_attention import Parameters, check_word
-from perceiver_jax.core.factored_query import FactoredCrossAttend, Linear, is_factored
+from perceiver_jax.core.factored.decoder import FactoredCrossAttend, Linear, is_factored
+from perceiver_jax.core.factored.encoder import Parameters, check_word
 from perceiver_jax.core.input_array import InputArray, Pack, check_query, dense, size
 from perceiver_jax.core.position_encoding import LearnedTable
 from perceiver_jax.types import UserError
@@ -203,7 +203,7 @@ class Decoder(hk.Module):
     output_channels: int | None,
     query_residual: bool = False,
     output_init: hk.initializers.Initializer | None = None,
-    attention: str = 'auto',
+    attention_impl: str = 'auto',
     name: str = 'decoder',
     **cross_attend: Any,
   ):
@@ -215,7 +215,7 @@ class Decoder(hk.Module):
     super().__init__(name=name)
     self.output_channels = output_channels
     self.output_init = output_init
-    self.attention = attention
+    self.attention_impl = attention_impl
     self.cross_attend = dict(query_residual=query_residual, **cross_attend)
 
   def __call__(
@@ -242,7 +242,7 @@ class Decoder(hk.Module):
     Raises:
       UserError: shapes that do not fit, or 'factored' of positions that are no whole grid.
     """
-    check_word(self.attention)
+    check_word(self.attention_impl)
     shape = size(query) if isinstance(query, InputArray) else query.shape
     check_query(shape, InputArray(latents), query_mask)
     if isinstance(query, InputArray) and self._is_factored(query, latents, is_training, capture):
@@ -253,7 +253,8 @@ class Decoder(hk.Module):
     if isinstance(query, InputArray):
       query = jnp.asarray(dense(query))
     # The latents have no factors, and are fewer than most queries.
-    cross_attend = CrossAttend(**self.cross_attend, attention='chunked' if self.attention == 'chunked' else 'dense')
+    attention_impl = 'chunked' if self.attention_impl == 'chunked' else 'dense'
+    cross_attend = CrossAttend(**self.cross_attend, attention_impl=attention_impl)
     answers, weights = cross_attend(
       query, InputArray(latents), query_mask=query_mask, is_training=is_training, capture=capture)
     if self.output_channels is not None:
@@ -266,10 +267,10 @@ class Decoder(hk.Module):
     settings = self.cross_attend
     is_dropped = is_training and (settings.get('dropout_prob') or settings.get('attention_dropout_prob'))
     qk_channels = settings.get('qk_channels') or latents.shape[-1]
-    is_possible = is_factored(self.attention, query, latents.shape[1], settings.get('num_heads', 1), qk_channels)
-    if is_dropped and self.attention == 'factored':
+    is_possible = is_factored(self.attention_impl, query, latents.shape[1], settings.get('num_heads', 1), qk_channels)
+    if is_dropped and self.attention_impl == 'factored':
       warnings.warn(
-        f'{self.module_name}: attention=factored drops nothing, so training takes the dense path', stacklevel=3)
+        f'{self.module_name}: attention_impl=factored drops nothing, so training takes the dense path', stacklevel=3)
     return is_possible and not (is_dropped or capture)
 
   @hk.transparent

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from sklearn import datasets
 
 from perceiver_jax import types
-from perceiver_jax.data.source import ArraySource, Example, choose, stratified_split
+from perceiver_jax.data.dataset import ArraySource, Example, choose, stratified_split
 
 CLASS_NAMES = [str(digit) for digit in range(10)]
 

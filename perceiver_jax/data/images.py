@@ -28,7 +28,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from perceiver_jax import types
-from perceiver_jax.data.source import SPLITS, ArraySource, Example, Source, choose, stratified_split
+from perceiver_jax.data.dataset import SPLITS, ArraySource, Example, Source, choose, stratified_split
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
 

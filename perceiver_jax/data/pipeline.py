@@ -23,8 +23,8 @@ import numpy as np
 from absl import logging
 
 from perceiver_jax import types
+from perceiver_jax.data.dataset import Example, Source
 from perceiver_jax.data.order import generator, order
-from perceiver_jax.data.source import Example, Source
 
 MAX_THREADS = 16
 MAX_UNREADABLE = 100                        # different records in a row: a lost disk, not a few bad files

@@ -26,8 +26,8 @@ from ml_collections import ConfigDict
 
 from perceiver_jax import types
 from perceiver_jax.data import digits
+from perceiver_jax.data.dataset import ArraySource, Example
 from perceiver_jax.data.order import generator
-from perceiver_jax.data.source import ArraySource, Example
 
 CANVAS = 20                                 # px
 DIGIT = 12                                  # px

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from perceiver_jax import types
+from perceiver_jax.data.dataset import Example
 from perceiver_jax.data.order import generator
-from perceiver_jax.data.source import Example
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,8 +42,8 @@ from ml_collections import ConfigDict
 
 from perceiver_jax.data.augmentation import CENTRAL_SHARE, augment_training, central_crop, resize
 from perceiver_jax.data.build import TARS
+from perceiver_jax.data.dataset import Example, choose
 from perceiver_jax.data.images import decode
-from perceiver_jax.data.source import Example, choose
 from perceiver_jax.data.tf_example import parse
 from perceiver_jax.types import UserError
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,8 +12,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from perceiver_jax import byte_tokenizer
-from perceiver_jax.types import Batch, Spec, Task, Tree, UserError
+from perceiver_jax.data import byte_tokenizer
+from perceiver_jax.tasks import make_task
+from perceiver_jax.types import Batch, Spec, Tree, UserError
 
 _POINTS = {'video_points', 'audio_points'}                # which all examples of a batch share
 _OPTIONAL = {'mask', 'valid', 'patches', *_POINTS}        # what a batch may hold beside what the task's spec says
@@ -29,14 +29,9 @@ class Model(NamedTuple):
   run: Callable[..., dict[str, Any]]  # (batch, *, capture=False) -> the task's outputs, as NumPy arrays
 
 
-def task_of(config: ConfigDict) -> Task:
-  """`tasks/<config.task>.make(config)`."""
-  return importlib.import_module(f'perceiver_jax.tasks.{config.task}').make(config)
-
-
 def template(config: ConfigDict) -> tuple[Tree, Tree]:
   """(params, state) of the config's model, as `jax.ShapeDtypeStruct`s: nothing is computed."""
-  task = task_of(config)
+  task = make_task(config, may_import=False)
   batch = {name: np.zeros((1, *field.shape), field.dtype) for name, field in task.spec.items()}
   init = functools.partial(hk.transform_with_state(task.forward).init, is_training=True)
   return jax.eval_shape(init, jax.ShapeDtypeStruct((2,), np.uint32), batch)  # of a random key
@@ -47,7 +42,7 @@ def build(config: ConfigDict, params: Tree, state: Tree) -> Model:
 
   Its `run` takes in a batch whatever `np.asarray` does, and raises UserError for one that is not what the task takes.
   """
-  task = task_of(config)
+  task = make_task(config, may_import=False)
   apply = hk.transform_with_state(task.forward).apply
   params, state = jax.device_put((params, state))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -11,6 +12,10 @@ from perceiver_jax.inference.model import Model, as_image, ask
 from perceiver_jax.tasks.optical_flow import FLOW_SCALE
 from perceiver_jax.types import UserError
 
+if TYPE_CHECKING:
+  from perceiver_jax.inference.predictor import Predictor
+
+SUFFIXES = ('.png', '.npy')
 OVERLAP = 20  # pixels that neighbouring tiles share at least, as in the authors' example
 
 
@@ -66,3 +71,30 @@ def tile_weights(tile: tuple[int, ...]) -> np.ndarray:
   """[H, W] float32: how much a tile counts at each of its pixels: the distance to its nearest edge."""
   rows, columns = (np.minimum(np.arange(1, side + 1), np.arange(side, 0, -1)) for side in tile)
   return np.minimum(rows[:, None], columns[None]).astype(np.float32)
+
+
+def present(predictor: Predictor, inputs: Sequence[str], output: str | None) -> Iterator[str]:
+  """How far pixels go; draws the flow in colours, or writes it to an `.npy` file, [H, W, 2] float32, in pixels."""
+  from perceiver_jax import visualize
+  from perceiver_jax.data.files import read_image
+
+  if len(inputs) != 2:
+    raise UserError(f'optical flow needs two pictures, the first and the next; {len(inputs)} are given')
+  first, second = (read_image(path) for path in inputs)
+  flow = predictor.predict(first, second).flow
+  length = np.hypot(flow[..., 0], flow[..., 1])
+  x, y = flow.mean(axis=(0, 1)).tolist()
+  yield (
+    f'{flow.shape[1]} x {flow.shape[0]} pixels go {length.mean():.2f} px on average, {length.max():.2f} px at most; '
+    f'mean {x:+z.2f} px to the right, {y:+z.2f} px down')
+  if output and output.endswith('.npy'):
+    _save(output, flow)
+  elif output:
+    visualize.flow_picture(output, first, second, flow)
+
+
+def _save(path: str, flow: np.ndarray) -> None:
+  try:
+    np.save(path, flow)
+  except OSError as error:
+    raise UserError(f'cannot write {path}: {error.strerror}') from error

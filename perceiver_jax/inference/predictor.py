@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from perceiver_jax.inference import model as models
 from perceiver_jax.inference.source import open_source
+from perceiver_jax.tasks import make_task
 from perceiver_jax.types import UserError
 
 
@@ -90,7 +91,7 @@ def _logits(model: models.Model, batch_of: Callable[..., Any], logits_of: Callab
   """`Predictor.logits`; not of a `Source`, which holds weights on the host."""
   def logits(*args: Any, **inputs: Any) -> Any:
     if args:
-      names = ', '.join(f'{name}=' for name in models.task_of(model.config).spec)
+      names = ', '.join(f'{name}=' for name in make_task(model.config).spec)
       raise UserError(
         f'logits takes its inputs by name: {names}; of a model of Hugging Face what its PyTorch forward takes, '
         'inputs= or pixel_values=, say')

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from perceiver_jax import run_config, weights
+from perceiver_jax.config.saved import load_config
+from perceiver_jax.config.values import check, flatten
 from perceiver_jax.inference import labels
 from perceiver_jax.inference.labels import class_names
 from perceiver_jax.inference.model import template
 from perceiver_jax.interop import deepmind, huggingface, huggingface_config, huggingface_inputs, torch_file, zoo
+from perceiver_jax.runs import weights
 from perceiver_jax.types import Batch, Tree, UserError
 
 
@@ -32,7 +34,6 @@ class Source(NamedTuple):
   credit: str = ''                              # whose weights they are, and their licence
 
 
-_TASKS = Path(__file__).parents[1] / 'tasks'
 # How the keys end that multiply to a number of layers.
 _DEPTHS = ('.num_blocks', '.num_self_attends_per_block', '.num_cross_attends')
 _MAX_LAYERS = 10_000
@@ -94,9 +95,9 @@ def _huggingface(directory: Path) -> Source:
 
 
 def _run(directory: Path) -> Source:
-  from perceiver_jax.training.checkpoint import load_weights
+  from perceiver_jax.runs.checkpoint import load_weights
 
-  config = run_config.load(directory)
+  config = load_config(directory)
   _, params, state = load_weights(directory)
   weights.check_fits(params, state, _template(config, directory), str(directory))
   return Source(config, params, state, *_native(), class_names(config))
@@ -126,11 +127,8 @@ def _naming(directory: Path) -> Iterator[None]:
 
 def _template(config: ConfigDict, directory: Path) -> tuple[Tree, Tree]:
   """`template` of a config that somebody else may have written."""
-  tasks = sorted(path.stem for path in _TASKS.glob('[a-z]*.py'))
-  if config.get('task') not in tasks:       # its name is that of a module, to be imported
-    raise UserError(f'the config of {directory} is of the task {config.get("task")!r}; there are {", ".join(tasks)}')
-  run_config.check_ranges(config)
-  counts = [max(value, 1) for key, value in run_config.flatten(config).items()
+  check(config)
+  counts = [max(value, 1) for key, value in flatten(config).items()
             if key.endswith(_DEPTHS) and type(value) is int]
   if math.prod(counts) > _MAX_LAYERS:       # which would be built one by one, for ever
     raise UserError(f'the config of {directory} describes a model of {math.prod(counts)} layers; at most {_MAX_LAYERS}')

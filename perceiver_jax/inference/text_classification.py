@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from perceiver_jax import byte_tokenizer
+from perceiver_jax.data import byte_tokenizer
 from perceiver_jax.inference.model import Model, ask, check_text, most_probable
 from perceiver_jax.types import UserError
+
+if TYPE_CHECKING:
+  from perceiver_jax.inference.predictor import Predictor
+
+SUFFIXES = ()  # there is no picture of a classified text
 
 
 class TextClass(NamedTuple):
@@ -45,3 +51,10 @@ def predict(
   outputs = ask(model, {'tokens': tokens[None], 'valid': valid[None]}, capture=capture)
   names, probabilities, _ = most_probable(outputs['logits'][0], class_names)
   return TextClass(names, probabilities, outputs.get('captured'))
+
+
+def present(predictor: Predictor, inputs: Sequence[str], output: str | None) -> Iterator[str]:
+  """A line per class of the text, most probable first."""
+  found = predictor.predict(' '.join(inputs))
+  yield '\n'.join(
+    f'{probability:6.1%}  {name}' for name, probability in zip(found.names, found.probabilities, strict=True))

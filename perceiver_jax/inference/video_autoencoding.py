@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +12,10 @@ from perceiver_jax.inference.image_classification import resized
 from perceiver_jax.inference.model import Model, ask, most_probable
 from perceiver_jax.types import UserError
 
+if TYPE_CHECKING:
+  from perceiver_jax.inference.predictor import Predictor
+
+SUFFIXES = ('.png',)
 FRAMES_PER_SECOND = 25
 ROUNDING = 1e-3  # how far full scale may be beyond 1: -2 ** 15 / (2 ** 15 - 1), say
 
@@ -98,3 +103,17 @@ def central_square(frames: np.ndarray, size: int) -> np.ndarray:
   side = min(height, width)
   top, left = height // 2 - side // 2, width // 2 - side // 2
   return resized(frames[:, top:top + side, left:left + side], (size, size), 'linear')
+
+
+def present(predictor: Predictor, inputs: Sequence[str], output: str | None) -> Iterator[str]:
+  """A line per label, most probable first; draws frames and waveforms, before and after."""
+  from perceiver_jax import visualize
+
+  if len(inputs) != 2:
+    raise UserError(f'a clip and its sound (a WAV file) are needed; {len(inputs)} files are given')
+  again = predictor.predict(*inputs)
+  labels = list(zip(again.names, again.probabilities, strict=True))
+  yield '\n'.join(f'{probability:6.1%}  {name}' for name, probability in labels)
+  if output:
+    visualize.reconstruction(
+      output, again.video, again.video_again, again.audio, again.audio_again, again.sample_rate, labels)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from perceiver_jax import weights
 from perceiver_jax.interop import pystate
+from perceiver_jax.runs import weights
 from perceiver_jax.types import Tree, UserError
 
 _TABLE = 'trainable_position_encoding:pos_embs'

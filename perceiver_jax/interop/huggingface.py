@@ -19,8 +19,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
-from perceiver_jax import weights
 from perceiver_jax.interop.huggingface_config import write_config
+from perceiver_jax.runs import weights
 from perceiver_jax.types import Tree, UserError
 
 # An average over so many batches that 1 - decay ** count is 1: their average corrects no bias, so ours must not either.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from perceiver_jax import run_config
+from perceiver_jax.config.values import check, flatten
 from perceiver_jax.interop import zoo
 from perceiver_jax.types import UserError
 
@@ -126,11 +126,11 @@ def read_config(source: str | os.PathLike | Mapping[str, Any]) -> ConfigDict:
       raise UserError("cross_attention_shape_for_attention is 'q', which gives the decoder of this class widths that "
                       "ours does not have; only 'kv' can be read")
     known['qk_channels'] = known['qk_channels'] or known['d_latents']
-  flat = run_config.flatten(zoo.config(theirs.released))
+  flat = flatten(zoo.config(theirs.released))
   flat = {key: value for key, value in flat.items() if key not in theirs.without}
   flat |= {ours: known[key] for ours, key in {**_LATENTS, **theirs.read}.items()} | theirs.fixed
   config = _nested(flat)
-  run_config.check_ranges(config)
+  check(config)
   return config
 
 
@@ -162,11 +162,11 @@ def write_config(config: ConfigDict, class_names: Sequence[str] = ()) -> dict[st
     UserError: no class of theirs computes the same; names the keys that differ from the nearest one. Or another number
       of `class_names` than of classes.
   """
-  flat = run_config.flatten(config)
+  flat = flatten(config)
   nearest: tuple[int, str, str] | None = None
   for name, theirs in _CLASSES.items():
     values = {**_inverted(flat, {**_LATENTS, **theirs.read}), 'architectures': [name], 'model_type': 'perceiver'}
-    same = run_config.flatten(read_config(values))
+    same = flatten(read_config(values))
     differences = [
       f'{key} is {flat.get(key)!r} here, {same.get(key)!r} there' for key in sorted(flat.keys() | same.keys())
       if key.startswith(_COMPUTING) and key.rpartition('.')[2] not in _IDLE and flat.get(key) != same.get(key)]

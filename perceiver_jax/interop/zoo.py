@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from perceiver_jax import run_config
+from perceiver_jax.config.saved import load_config
 from perceiver_jax.types import UserError
 
 LICENCE = 'CC BY 4.0'
@@ -88,7 +88,7 @@ def fetch(name: str, cache_directory: str | os.PathLike | None = None) -> Path:
 
 def config(name: str) -> ConfigDict:
   """The locked config of a released model, a key of `MODELS`."""
-  return run_config.load(Path(__file__).parent / 'released' / name)
+  return load_config(Path(__file__).parent / 'released' / name)
 
 
 def _cache(directory: str | os.PathLike | None) -> Path:

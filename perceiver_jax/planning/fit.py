@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from perceiver_jax.config.values import changed
 from perceiver_jax.planning.flops import forward_flops
 from perceiver_jax.planning.memory import estimate
-from perceiver_jax.planning.model import changed, describe
+from perceiver_jax.planning.model import describe
 from perceiver_jax.types import UserError
 
 LATENTS = (0.25, 0.5, 1, 2, 4)  # times the config's

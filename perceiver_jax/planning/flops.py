@@ -17,8 +17,10 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from ml_collections import ConfigDict
 
-from perceiver_jax.inference.model import task_of, template
-from perceiver_jax.planning.model import KEY, Model, batch_of, changed
+from perceiver_jax.config.values import changed
+from perceiver_jax.inference.model import template
+from perceiver_jax.planning.model import KEY, Model, batch_of
+from perceiver_jax.tasks import make_task
 from perceiver_jax.types import Batch, Tree
 
 
@@ -38,8 +40,8 @@ def forward_flops(config: ConfigDict) -> int:
 
   Outputs that are decoded in chunks, those of a video, count what each chunk computes anew: 2.5 % there.
   """
-  dense = changed(config, {'attention': 'dense'})
-  task = task_of(dense)
+  dense = changed(config, {'attention_impl': 'dense'})
+  task = make_task(dense)
   apply = functools.partial(hk.transform_with_state(task.forward).apply, is_training=True)
   return flops(apply, *template(dense), KEY, batch_of(task, 1))
 

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from perceiver_jax.config.values import changed
 from perceiver_jax.planning.flops import loss_of
-from perceiver_jax.planning.model import KEY, Model, batch_of, changed, describe, num_bytes
-from perceiver_jax.training import parallel
+from perceiver_jax.planning.model import KEY, Model, batch_of, describe, num_bytes
+from perceiver_jax.processes import parallel
 from perceiver_jax.types import Tree
 
 

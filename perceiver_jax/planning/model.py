@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import haiku as hk
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from perceiver_jax.inference.model import task_of, template
+from perceiver_jax.inference.model import template
+from perceiver_jax.tasks import make_task
 from perceiver_jax.training import experiment
 from perceiver_jax.training.step import Apply
 from perceiver_jax.types import Task, TrainState, Tree
@@ -32,20 +32,13 @@ class Model(NamedTuple):
 
 def describe(config: ConfigDict) -> Model:
   """The model, and its training where the task can be trained. Raises UserError as `experiment.build` does."""
-  task = task_of(config)
+  task = make_task(config)
   if None in (task.batches, task.loss, task.metrics):
     params, state = template(config)
     return Model(config, task, hk.transform_with_state(task.forward).apply, params, state, None, None)
   built = experiment.build(config, task)
   train_state = jax.eval_shape(built.init)
   return Model(config, task, built.apply, train_state.params, train_state.state, built, train_state)
-
-
-def changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
-  """A copy with other values, by dotted key."""
-  copy = ConfigDict(config.to_dict())
-  copy.update_from_flattened_dict(values)
-  return copy.lock()
 
 
 def batch_of(task: Task, size: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -69,7 +69,7 @@ def make_plan(
     'platform': jax.devices()[0].device_kind,
     'num_devices': num_devices,
     'parameters': num_parameters(model),
-    'computed_with': {'attention': config.attention, 'remat': config.remat},
+    'computed_with': {'attention': config.attention_impl, 'remat': config.remat},
     'flops': counts,
     'gemm': {'dtype': jax.numpy.dtype(dtype).name, 'flops_per_second': rate},
     'seconds': per_device * counts['training_computed' if trains else 'forward_computed'] / rate,

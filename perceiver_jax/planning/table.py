@@ -75,7 +75,7 @@ def _largest(plan: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
   if 'batch' not in plan:
     advice = ''
   elif parts is None:
-    advice = 'not one example: try --config.remat=layers, --config.attention=auto, or --fit'
+    advice = 'not one example: try --config.remat=layers, --config.attention_impl=auto, or --fit'
   elif parts == plan['batch']['per_device'] // plan['batch']['at_a_time']:
     advice = 'the batch of the config fits'
   else:

@@ -34,9 +34,9 @@ from perceiver_jax.baselines.pixels import pixel_grid
 from perceiver_jax.baselines.resnet import resnet20, resnet50
 from perceiver_jax.baselines.transformer import transformer
 from perceiver_jax.baselines.vit import vit
-from perceiver_jax.core import assembly
 from perceiver_jax.core.input_array import InputArray
 from perceiver_jax.core.perceiver import learned_query, pool
+from perceiver_jax.tasks import assembly
 from perceiver_jax.types import Array, Batch, Field, History, Mean, Spec, Task, UserError
 
 BASELINES = ('resnet50', 'resnet20', 'vit', 'transformer')

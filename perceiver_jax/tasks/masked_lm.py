@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from perceiver_jax.adapters.text import text_inputs, token_logits, token_table
-from perceiver_jax.core import assembly
 from perceiver_jax.core.perceiver import learned_query
+from perceiver_jax.tasks import assembly
 from perceiver_jax.types import Array, Batch, Field, Task
 
 

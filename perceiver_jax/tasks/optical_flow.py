@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from perceiver_jax.adapters.flow import flow_inputs, flow_query, frame_patches
 from perceiver_jax.adapters.image import normalised
-from perceiver_jax.core import assembly
+from perceiver_jax.tasks import assembly
 from perceiver_jax.types import Batch, Field, Task
 
 FLOW_SCALE = 20.0    # pixels in one unit of flow: the authors trained on flow divided by it

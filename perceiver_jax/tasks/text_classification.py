@@ -11,8 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from perceiver_jax.adapters.text import text_inputs, token_table
-from perceiver_jax.core import assembly
 from perceiver_jax.core.perceiver import learned_query
+from perceiver_jax.tasks import assembly
 from perceiver_jax.types import Batch, Field, Task
 
 

@@ -23,12 +23,12 @@ from perceiver_jax.adapters.audio import audio_inputs
 from perceiver_jax.adapters.image import space_to_depth
 from perceiver_jax.adapters.multimodal import pack
 from perceiver_jax.adapters.query import cell_coordinates, fourier_query, grid_query, padded_query
-from perceiver_jax.core import assembly
 from perceiver_jax.core.chunks import in_chunks
-from perceiver_jax.core.factored_query import LinearParameters
+from perceiver_jax.core.factored.decoder import LinearParameters
 from perceiver_jax.core.input_array import InputArray, Pack, with_valid
 from perceiver_jax.core.perceiver import learned_query
 from perceiver_jax.core.position_encoding import fourier_grid
+from perceiver_jax.tasks import assembly
 from perceiver_jax.types import Array, Batch, Field, Task, UserError
 
 MOST_QUERY_VALUES = 2**24  # of the queries in memory at once; 64 MiB of float32
@@ -109,7 +109,7 @@ def _decode(
   model, batch_size = config.model, latents.shape[0]
   bands, num_channels = model[name], _query_channels(model)
   linear = LinearParameters(model.output_channels, num_outputs, name=f'{name}_output')()
-  if points is None and len(shape) > 1 and config.attention in ('auto', 'factored'):
+  if points is None and len(shape) > 1 and config.attention_impl in ('auto', 'factored'):
     query = grid_query(
       shape, bands.num_bands, bands.max_resolution, num_channels, batch_size, f'{name}_query_padding')
     return decoder(query, latents, linear=linear)[0]

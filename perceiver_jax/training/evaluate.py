@@ -9,8 +9,8 @@ import jax
 from ml_collections import ConfigDict
 
 from perceiver_jax import metrics
-from perceiver_jax.training import parallel
-from perceiver_jax.training.checkpoint import load_weights
+from perceiver_jax.processes import parallel
+from perceiver_jax.runs.checkpoint import load_weights
 from perceiver_jax.training.experiment import Experiment, build
 from perceiver_jax.training.progress import counted
 from perceiver_jax.types import Mean, Task, Tree

@@ -12,7 +12,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from perceiver_jax.training import parallel, precision
+from perceiver_jax.processes import parallel
+from perceiver_jax.training import precision
 from perceiver_jax.training.optimizer import make_optimizer, make_schedule
 from perceiver_jax.training.step import Apply, init_state, make_eval_step, make_train_step
 from perceiver_jax.types import Batch, Mean, Task, TrainState, Tree, UserError
@@ -31,7 +32,7 @@ def build(config: ConfigDict, task: Task) -> Experiment:
   """The experiment; raises UserError for a task to be used only, or a precision, optimizer or schedule there is not."""
   if None in (task.batches, task.loss, task.metrics):
     raise UserError(
-      f'task {config.task!r} has no training data yet: its model can be used (python -m perceiver_jax.predict) '
+      f'task {config.task!r} has no training data yet: its model can be used (python -m perceiver_jax predict) '
       'but neither trained nor evaluated')
   model = hk.transform_with_state(task.forward)
   apply = precision.wrap(model.apply, config.precision)

@@ -13,8 +13,10 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from perceiver_jax import run_config, weights
-from perceiver_jax.training.checkpoint import load_weights, saved_steps
+from perceiver_jax.config.saved import load_config
+from perceiver_jax.config.values import flatten
+from perceiver_jax.runs import weights
+from perceiver_jax.runs.checkpoint import load_weights, saved_steps
 from perceiver_jax.types import Array, Tree, UserError
 
 _NUM_SHOWN = 5  # names of what was taken: a model has hundreds
@@ -99,9 +101,9 @@ def _read(path: str) -> _Saved:
     raise UserError(
       f'config.init_from={path} is neither a run (checkpoints/<step>/) nor converted weights ({weights.ARRAYS}).\n'
       'A file of the authors or a directory of Hugging Face is converted first: '
-      'python -m perceiver_jax.convert SOURCE DEST; --help says more')
+      'python -m perceiver_jax convert SOURCE DEST; --help says more')
   step, params, state = load_weights(directory)
-  config = run_config.load(directory) if (directory / 'config.json').exists() else None
+  config = load_config(directory) if (directory / 'config.json').exists() else None
   return _Saved(f'step {step} of {path}', config, weights.entries(params, state))
 
 
@@ -160,7 +162,7 @@ def _log(
 
 
 def _differences(config: ConfigDict, saved: ConfigDict | None) -> list[str]:
-  before, now = run_config.flatten(saved or ConfigDict()), run_config.flatten(config)
+  before, now = flatten(saved or ConfigDict()), flatten(config)
   return [
     f'{key}: {before[key]!r} there, {now[key]!r} here' for key in sorted(before.keys() & now.keys())
     if key.startswith('model.') and before[key] != now[key]]

@@ -7,24 +7,23 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Callable
 from typing import NamedTuple, TextIO
 
 import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from perceiver_jax import metrics, run_config
-from perceiver_jax.training import parallel, spikes
+from perceiver_jax import metrics
+from perceiver_jax.config.values import check
+from perceiver_jax.processes import parallel
+from perceiver_jax.processes.interruption import INTERRUPTED, Agreement, Interruption
+from perceiver_jax.runs.workdir import Workdir, check_same_config, last_line_if_finished
 from perceiver_jax.training.evaluate import evaluate, predictor
 from perceiver_jax.training.experiment import Experiment, build
 from perceiver_jax.training.init_from import init_from
-from perceiver_jax.training.interruption import INTERRUPTED, Agreement, Interruption
 from perceiver_jax.training.profile import profiler
 from perceiver_jax.training.progress import Progress, Window, summary
-from perceiver_jax.training.spikes import Spike
 from perceiver_jax.training.step import averaged, get_means
-from perceiver_jax.training.workdir import Workdir, check_same_config, last_line_if_finished
 from perceiver_jax.types import NumericsError, Task, TrainState, Tree, UserError
 
 FINISHED = 0  # exit code
@@ -63,7 +62,7 @@ def train(config: ConfigDict, workdir: str, task: Task, *, profile_steps: int = 
     NumericsError: `config.max_skipped` updates in a row were not finite, or the last figures are not. What was saved
       stays.
   """
-  run_config.check_ranges(config)
+  check(config)
   experiment = build(config, task)
   check_same_config(config)
   parallel.check_batch_size(config.batch_size, config.micro_batches)
@@ -81,14 +80,11 @@ def train(config: ConfigDict, workdir: str, task: Task, *, profile_steps: int = 
       state, extras = folder.first_state(make)
     if int(state.step):
       _say(f'Resuming at step {int(state.step)} of {config.num_steps}.', file=sys.stderr)
-    folder.open_log(int(state.step), spikes.read(extras).num_rewinds)
+    folder.open_log(int(state.step))
     run = Run(config, folder, task, experiment, interruption, Agreement(interruption))
     if int(state.step) < config.num_steps:
       _say('Compiling the training step ...', file=sys.stderr)
-    step, spike = _take_steps(run, state, extras, profile_steps)
-    while spike:
-      state, extras = _go_back(run, spike, make)
-      step, spike = _take_steps(run, state, extras, 0)
+    step = _take_steps(run, state, extras, profile_steps)
     folder.wait()
     exit_code = INTERRUPTED if run.is_ending.reached else _finish(run)
     if exit_code == INTERRUPTED:
@@ -126,29 +122,15 @@ def _new_state(config: ConfigDict, experiment: Experiment) -> tuple[TrainState, 
   return state, {'window': {}, 'evaluated': False}
 
 
-def _go_back(run: Run, spike: Spike, make: Callable[[], tuple[TrainState, dict]]) -> tuple[TrainState, dict]:
-  """The state and the extras from before a spike. Nothing need be saved: a run killed now comes to the same spike."""
-  spikes.check(spike, run.config.rewind)
-  state, extras = run.workdir.go_back(spike, make)
-  past = spikes.rewound(spike, int(state.step), spikes.read(extras))
-  run.workdir.open_log(int(state.step), past.num_rewinds)
-  run.workdir.write(int(state.step), spikes.line(spike, past))
-  _say(f'step {spike.step}: train/loss {spike.loss:.4g}, usually {spike.usual:.4g}; back to step {int(state.step)}, '
-       f'and on with the batches after it (rewind {past.num_rewinds} of at most {run.config.rewind.max_rewinds})',
-       file=sys.stderr)
-  return state, {**extras, 'past': past._asdict()}
-
-
-def _take_steps(run: Run, state: TrainState, extras: dict, profile_steps: int) -> tuple[int, Spike | None]:
-  """From `state` to the last step or an interruption, saved either way, or to a spike; the number of steps taken."""
+def _take_steps(run: Run, state: TrainState, extras: dict, profile_steps: int) -> int:
+  """Trains from `state` to the last step or an interruption, saved either way. Returns the number of steps taken."""
   config, last, first = run.config, run.config.num_steps, int(state.step)
   step, evaluated, window = first, extras['evaluated'], Window(extras['window'])
-  past = spikes.read(extras)
   state = parallel.replicate(state)
   assert run.task.batches  # or build had refused it
   with (
     contextlib.closing(run.task.batches(
-      'train', batch_size=config.batch_size, is_training=True, first_step=first + past.offset,
+      'train', batch_size=config.batch_size, is_training=True, first_step=first,
       rows=parallel.rows(config.batch_size))) as batches,
     Progress(first, last, config.batch_size) as progress,
     profiler(run.workdir.path, first, profile_steps if parallel.process_id() == 0 else 0) as before_step,
@@ -167,10 +149,10 @@ def _take_steps(run: Run, state: TrainState, extras: dict, profile_steps: int) -
       # Every evaluated step is saved, or the best could not be kept.
       is_new = step > first and (due(step, config.checkpoint.every_steps, last) or is_ending)
       if is_new or values is not None:
-        extras = {'window': window.totals(), 'evaluated': evaluated, 'past': past._asdict()}
+        extras = {'window': window.totals(), 'evaluated': evaluated}
         run.workdir.save(step, state, extras, values)
       if step == last or is_ending:
-        return step, None
+        return step
       before_step(step)
       batch = parallel.shard(next(batches))
       with run.interruption.at_once() if step == first else contextlib.nullcontext():  # the first call compiles
@@ -186,9 +168,6 @@ def _take_steps(run: Run, state: TrainState, extras: dict, profile_steps: int) -
         window = Window()
         run.workdir.write(step, {**values, **progress.report(step, values)})
         _check_numerics(state, config.max_skipped)
-        past, spike = spikes.judge(past, step, values['train/loss'], config.rewind.factor)
-        if spike:
-          return step, spike
 
 
 def _evaluate(run: Run, params: Tree, state: Tree, split: str) -> dict[str, float] | None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from perceiver_jax.training import parallel
+from perceiver_jax.processes import parallel
 from perceiver_jax.types import Array, Batch, Mean, Task, TrainState, Tree
 
 Apply = Callable[..., tuple[dict, Tree]]  # (params, state, key, batch, *, is_training) -> (outputs, state)

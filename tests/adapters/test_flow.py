@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from perceiver_jax.adapters.flow import flow_inputs, flow_query, frame_patches
-from perceiver_jax.core.grid_factors import whole_grid
+from perceiver_jax.core.factored.grid import whole_grid
 from perceiver_jax.core.input_array import dense
 from perceiver_jax.core.position_encoding import fourier_features
 from perceiver_jax.types import UserError

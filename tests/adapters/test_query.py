@@ -13,7 +13,7 @@ from perceiver_jax.adapters.query import (
   padded_query,
   task_queries,
 )
-from perceiver_jax.core.grid_factors import whole_grid
+from perceiver_jax.core.factored.grid import whole_grid
 from perceiver_jax.core.input_array import InputArray, dense
 from perceiver_jax.core.position_encoding import fourier_grid
 from perceiver_jax.types import UserError

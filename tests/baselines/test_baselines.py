@@ -14,11 +14,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import imagenet
-from perceiver_jax import config_file, weights
 from perceiver_jax.baselines.pixels import pixel_grid
+from perceiver_jax.config import overrides
 from perceiver_jax.core.position_encoding import fourier_features
 from perceiver_jax.data.permutation import permutation, permute_pixels
 from perceiver_jax.inference import model as inference
+from perceiver_jax.runs import weights
 from perceiver_jax.tasks import image_classification
 from perceiver_jax.tasks.image_classification import BASELINES
 from perceiver_jax.training import experiment, loop
@@ -261,7 +262,7 @@ def test_a_variant_trains_through_the_loop_to_a_picture_and_can_be_used(variant,
   labels = np.arange(100) % 5
   images = np.random.default_rng(0).integers(0, 156, (100, 16, 16, 3)) + 20 * labels[:, None, None, None]
   np.savez(tmp_path / 'images.npz', images=images.astype(np.uint8), labels=labels)
-  config = config_file.load(f'configs/imagenet.py:{variant},debug')
+  config = overrides.load(f'configs/imagenet.py:{variant},debug')
   config.update_from_flattened_dict({
     'num_steps': 2, 'batch_size': 8, 'eval.every_steps': 1, 'eval.batch_size': 16, 'log.every_steps': 1,
     'data.name': 'images', 'data.path': str(tmp_path / 'images.npz'), 'data.class_names': None})

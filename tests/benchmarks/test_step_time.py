@@ -10,9 +10,9 @@ import pytest
 from benchmarks import step_time
 from benchmarks.timing import Taken
 from configs import imagenet
-from perceiver_jax.inference.model import task_of
 from perceiver_jax.planning.flops import forward_flops
-from perceiver_jax.training import parallel
+from perceiver_jax.processes import parallel
+from perceiver_jax.tasks import make_task
 
 FIGURES = ('seconds', 'cpu_seconds', 'examples_per_second', 'flops_per_second', 'product_flops_per_second', 'share')
 
@@ -52,7 +52,7 @@ def test_pictures_that_are_mixed_come_with_a_partner():
   for mixing, names in (('none', set()), ('half_and_half', {'partner', 'partner_label', 'mixing_key', 'place'})):
     config = imagenet.get_config('debug')
     config.batch_size, config.data.mixing = 6, mixing
-    batch = step_time.batch_of(config, task_of(config))
+    batch = step_time.batch_of(config, make_task(config))
     assert set(batch) == {'image', 'label', 'mask'} | names
     assert {len(array) for array in batch.values()} == {6}
     assert np.unique(batch['image']).size > 100  # noise

@@ -22,10 +22,10 @@ PATHS = ['dense', 'factored', 'chunked']
 
 
 @pytest.mark.parametrize('masked_rows', ['zero', 'mean'])
-@pytest.mark.parametrize('attention', PATHS)
-def test_nan_in_an_element_that_does_not_count_reaches_no_output_and_no_gradient(attention, masked_rows):
+@pytest.mark.parametrize('attention_impl', PATHS)
+def test_nan_in_an_element_that_does_not_count_reaches_no_output_and_no_gradient(attention_impl, masked_rows):
   valid = np.array([[1, 0, 1, 1, 0, 1], [0, 1, 1, 1, 1, 1]])
-  block = lambda query, features: CrossAttend(attention=attention, masked_rows=masked_rows)(
+  block = lambda query, features: CrossAttend(attention_impl=attention_impl, masked_rows=masked_rows)(
     query, InputArray(features, GRID(), valid), is_training=False)[0]
   query, features = (normal(*shape).astype(np.float32) for shape in ((2, 4, 6), (2, 6, 3)))
   function = hk.transform(block)
@@ -36,34 +36,34 @@ def test_nan_in_an_element_that_does_not_count_reaches_no_output_and_no_gradient
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), found, expected)
 
 
-def _encoded(attention, query=(2, 4, 6), inputs=None, query_mask=None):
+def _encoded(attention_impl, query=(2, 4, 6), inputs=None, query_mask=None):
   inputs = InputArray(np.zeros((2, 6, 3), np.float32), GRID()) if inputs is None else inputs
-  function = hk.transform(lambda query: CrossAttend(attention=attention)(
+  function = hk.transform(lambda query: CrossAttend(attention_impl=attention_impl)(
     query, inputs, is_training=False, query_mask=query_mask))
   jax.eval_shape(function.init, jax.random.key(0), np.zeros(query, np.float32))
 
 
-def _decoded(attention, latents=(2, 4, 5), query_mask=None):
+def _decoded(attention_impl, latents=(2, 4, 5), query_mask=None):
   query = InputArray(np.zeros((2, 6, 3), np.float32), GRID())
-  function = hk.transform(lambda latents: Decoder(2, attention=attention)(
+  function = hk.transform(lambda latents: Decoder(2, attention_impl=attention_impl)(
     query, latents, is_training=False, query_mask=query_mask))
   jax.eval_shape(function.init, jax.random.key(0), np.zeros(latents, np.float32))
 
 
-@pytest.mark.parametrize('attention', PATHS)
-def test_shapes_that_do_not_fit_are_the_users_mistake(attention):
-  _encoded(attention)
-  _decoded(attention)
+@pytest.mark.parametrize('attention_impl', PATHS)
+def test_shapes_that_do_not_fit_are_the_users_mistake(attention_impl):
+  _encoded(attention_impl)
+  _decoded(attention_impl)
   for query in ((1, 4, 6), (4, 6), (2, 0, 6)):
     with pytest.raises(UserError, match=r'a query is \[batch, queries, channels\] and reads from inputs'):
-      _encoded(attention, query)
+      _encoded(attention_impl, query)
   with pytest.raises(UserError, match=r'not \[2, 6, 13\] from \[1, 4, 5\]'):
-    _decoded(attention, (1, 4, 5))
+    _decoded(attention_impl, (1, 4, 5))
   for mask in (np.ones((6, 2)), np.ones((2, 6, 1)), np.ones(6)):
     with pytest.raises(UserError, match=r'query_mask is \[batch, queries\], \[2, 6\], not'):
-      _decoded(attention, query_mask=mask)
+      _decoded(attention_impl, query_mask=mask)
   with pytest.raises(UserError, match=r'query_mask is \[batch, queries\], \[2, 4\], not \[4, 2\]'):
-    _encoded(attention, query_mask=np.ones((4, 2)))
+    _encoded(attention_impl, query_mask=np.ones((4, 2)))
 
 
 def test_a_path_that_there_is_not_is_the_users_mistake():

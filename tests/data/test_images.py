@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from perceiver_jax import types
 from perceiver_jax.data import images, pipeline
-from perceiver_jax.data.source import SPLITS
+from perceiver_jax.data.dataset import SPLITS
 
 
 def _config(path, **changes):

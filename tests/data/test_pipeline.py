@@ -11,8 +11,8 @@ import pytest
 
 from perceiver_jax import types
 from perceiver_jax.data import pipeline
+from perceiver_jax.data.dataset import ArraySource
 from perceiver_jax.data.order import order
-from perceiver_jax.data.source import ArraySource
 
 SPEC = {'image': types.Field((2, 3, 1), 'uint8'), 'label': types.Field((), 'int32')}
 

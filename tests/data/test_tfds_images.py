@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from benchmarks.photos import example, write_records
-from perceiver_jax import commands
+from perceiver_jax.commands.train import train
 from perceiver_jax.data import augmentation, pipeline, tfds_images
 from perceiver_jax.data.order import generator, order
 from perceiver_jax.types import Field, UserError
@@ -280,7 +280,7 @@ def test_a_config_trains_on_such_a_set_to_its_end_and_names_what_it_could_not_re
   settings = {
     'num_steps': 6, 'batch_size': 8, 'eval.batch_size': 8, 'data.path': imagenet, 'data.num_classes': 2}
   command = ['train.py', f'--config={experiment}', f'--workdir={tmp_path / "run"}']
-  assert commands.train([*command, *(f'--config.{key}={value}' for key, value in settings.items())]) == 0
+  assert train([*command, *(f'--config.{key}={value}' for key, value in settings.items())]) == 0
   assert 'could not be read, and counted for nothing: ' in capsys.readouterr().err
   last = json.loads((tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()[-1])
   assert last['step'] == 6 and np.isfinite(last['test/loss']) and 0 <= last['test/accuracy'] <= 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from perceiver_jax.byte_tokenizer import NUM_SPECIAL, VOCAB_SIZE, decode, decode_bytes, encode
+from perceiver_jax.data.byte_tokenizer import NUM_SPECIAL, VOCAB_SIZE, decode, decode_bytes, encode
 from tests.fuzz.harness import cases
 
 

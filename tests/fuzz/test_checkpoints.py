@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from perceiver_jax.training import checkpoint
-from perceiver_jax.training.checkpoint import Checkpoints, DamagedCheckpoint, load_weights
+from perceiver_jax.runs import checkpoint
+from perceiver_jax.runs.checkpoint import Checkpoints, DamagedCheckpoint, load_weights
 from perceiver_jax.types import TrainState, UserError
 from tests.fuzz.edits import TEXTS, VALUES, edited_bytes, edited_json
 from tests.fuzz.harness import answer, cases

@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from perceiver_jax import commands, config_file, run_config
+from perceiver_jax.commands.answer import answer as run_command
+from perceiver_jax.commands.eval import _read as read_eval
+from perceiver_jax.commands.train import train
+from perceiver_jax.config import overrides
+from perceiver_jax.config.values import flatten
 from tests.conftest import ROOT
 from tests.fuzz.edits import NUMBERS, TEXTS, VALUES, edited_bytes
 from tests.fuzz.harness import answer, cases
 
 DIGITS = ROOT / 'configs' / 'digits.py'
-KEYS = sorted(run_config.flatten(config_file.load(f'{DIGITS}:debug')))
+KEYS = sorted(flatten(overrides.load(f'{DIGITS}:debug')))
 
 _keys = st.one_of(
   st.sampled_from([*KEYS, 'model', 'model.position', '']),
@@ -47,7 +51,7 @@ def _said(command, argv: list[str]) -> tuple[int, str, str]:
 @cases(120, arguments=_arguments)
 def test_any_overrides_are_answered(arguments):
   argv = ['train.py', '--print_config', f'--config={DIGITS}:debug', *arguments]
-  exit_code, out, err = _said(commands.train, argv)
+  exit_code, out, err = _said(train, argv)
   assert exit_code in (0, 2), err
   assert (exit_code == 0) == bool(out) and (exit_code == 2) == err.startswith('error: '), err
 
@@ -55,7 +59,7 @@ def test_any_overrides_are_answered(arguments):
 @cases(50, key=st.sampled_from(KEYS), value=_values)
 def test_any_value_of_a_key_is_taken_as_it_is_shown_or_refused(key, value):
   argv = ['train.py', '--print_config', f'--config={DIGITS}', f'--config.{key}={value}']
-  exit_code, out, err = _said(commands.train, argv)
+  exit_code, out, err = _said(train, argv)
   assert exit_code in (0, 2), err
   assert exit_code == 2 or isinstance(json.loads(out), dict)
 
@@ -67,12 +71,12 @@ def test_any_value_of_a_key_is_taken_as_it_is_shown_or_refused(key, value):
   TEXTS.filter(lambda text: text != '--')), max_size=3))
 def test_any_command_line_of_eval_is_read_or_refused(arguments):
   """Without the work itself, which has its own subjects."""
-  exit_code, _, err = _said(lambda argv: commands.answer(_read_only, argv), ['eval.py', *arguments])
+  exit_code, _, err = _said(lambda argv: run_command(_read_only, argv), ['eval.py', *arguments])
   assert exit_code in (0, 2), err
 
 
 def _read_only(argv: list[str]):
-  assert callable(commands._read_evaluate(argv))
+  assert callable(read_eval(argv))
   return lambda: 0
 
 
@@ -86,10 +90,10 @@ def path(tmp_path_factory) -> Path:
   TEXTS, TEXTS.map(lambda text: f'{DIGITS}{text}'), TEXTS.map(lambda text: f'{DIGITS}:{text}'),
   edited_bytes([f'{DIGITS}:perceiver,debug'.encode()]).map(lambda name: name.decode('utf-8', 'surrogateescape'))))
 def test_any_name_of_a_config_is_found_or_refused(name):
-  answer(config_file.load, name)
+  answer(overrides.load, name)
 
 
 @cases(60, content=edited_bytes([DIGITS.read_bytes(), b'\xef\xbb\xbf# coding: latin1\nget_config = 1\n']))
 def test_a_broken_config_file_is_refused(path, content):
   path.write_bytes(content)
-  answer(config_file.load, str(path))
+  answer(overrides.load, str(path))

@@ -9,14 +9,16 @@ import pytest
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from perceiver_jax import config_file, run_config
+from perceiver_jax.config import overrides
+from perceiver_jax.config.saved import check_workdir, differences, load_config, to_json
+from perceiver_jax.config.values import check, flatten
 from perceiver_jax.types import UserError
 from tests.conftest import ROOT
 from tests.fuzz.edits import VALUES, edited_bytes, edited_json
 from tests.fuzz.harness import answer, cases
 
-WHOLE = config_file.load(f'{ROOT}/configs/digits.py:debug')
-TEXT = run_config.to_json(WHOLE)
+WHOLE = overrides.load(f'{ROOT}/configs/digits.py:debug')
+TEXT = to_json(WHOLE)
 LONG = TEXT.replace('"seed": 0', f'"seed": {"9" * 5_000}')
 
 
@@ -27,17 +29,17 @@ def folder(tmp_path_factory):
 
 def _check(folder, content: bytes) -> None:
   (folder / 'config.json').write_bytes(content)
-  found = answer(run_config.load, folder)
+  found = answer(load_config, folder)
   if isinstance(found, UserError):
     return
   assert isinstance(found, ConfigDict) and found.is_locked
-  answer(run_config.check_ranges, found)
-  assert isinstance(run_config.differences(found, WHOLE), list)
-  answer(lambda: run_config.check_workdir(WHOLE, folder, is_new=True))
-  again = json.loads(run_config.to_json(found))
-  if not any(isinstance(value, float) and math.isnan(value) for value in run_config.flatten(found).values()):
+  answer(check, found)
+  assert isinstance(differences(found, WHOLE), list)
+  answer(lambda: check_workdir(WHOLE, folder, is_new=True))
+  again = json.loads(to_json(found))
+  if not any(isinstance(value, float) and math.isnan(value) for value in flatten(found).values()):
     (folder / 'config.json').write_text(json.dumps(again))
-    assert not run_config.differences(run_config.load(folder), found)
+    assert not differences(load_config(folder), found)
 
 
 @cases(100, content=edited_bytes([TEXT.encode(), LONG.encode()]))

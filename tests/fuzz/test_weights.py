@@ -11,8 +11,8 @@ import pytest
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from perceiver_jax import weights
 from perceiver_jax.interop import torch_file
+from perceiver_jax.runs import weights
 from perceiver_jax.types import UserError
 from tests.fuzz.edits import NUMBERS, TEXTS, VALUES, edited_bytes, edited_json
 from tests.fuzz.harness import answer, cases

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from perceiver_jax import byte_tokenizer
+from perceiver_jax.data import byte_tokenizer
 from perceiver_jax.inference.masked_lm import predict
 from perceiver_jax.inference.model import Model
 from perceiver_jax.types import UserError

@@ -22,12 +22,12 @@ import json, sys, time
 import numpy as np
 
 from benchmarks.peer_worker import peak_rss_bytes
-from perceiver_jax import config_file
+from perceiver_jax.config import overrides
 from perceiver_jax.inference.model import build, template
 from perceiver_jax.inference import optical_flow, video_autoencoding
 
 rng = np.random.default_rng(0)
-config = config_file.load(sys.argv[1])
+config = overrides.load(sys.argv[1])
 params, state = template(config)
 params = {module: {leaf: 0.02 * rng.standard_normal(x.shape, dtype=np.float32) for leaf, x in leaves.items()}
           for module, leaves in params.items()}

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import perceiver_jax
-from perceiver_jax import commands, weights
+from perceiver_jax.commands.train import train
 from perceiver_jax.inference.labels import class_names
 from perceiver_jax.inference.predictor import load
 from perceiver_jax.interop import deepmind, zoo
+from perceiver_jax.runs import weights
+from perceiver_jax.runs.checkpoint import load_weights
 from perceiver_jax.tasks import image_classification, masked_lm, optical_flow, video_autoencoding
-from perceiver_jax.training.checkpoint import load_weights
 from perceiver_jax.types import UserError
 from tests.tasks.tiny import num_parameters, random_trees, read_config
 
@@ -248,7 +249,7 @@ def test_a_run_is_loaded_and_answers_and_a_config_that_was_changed_since_is_name
   arguments = [
     f'--config={config}:debug', f'--workdir={tmp_path}/run', '--config.num_steps=2',
     '--config.optimizer.warmup_steps=0']
-  assert commands.train(['train', *arguments]) == 0
+  assert train(['train', *arguments]) == 0
   capsys.readouterr()
   predictor = load(tmp_path / 'run')
   assert capsys.readouterr().err == '' and predictor.credit == ''

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perceiver_jax import config_file
+from perceiver_jax.config import overrides
 from perceiver_jax.inference.model import template
 from perceiver_jax.interop import deepmind
 from perceiver_jax.types import UserError
@@ -32,7 +32,7 @@ def _config(name, is_small=False):
   experiment = EXPERIMENTS[name]
   if is_small:
     experiment += ',debug' if ':' in experiment else ':debug'
-  return config_file.load(f'{ROOT}/configs/{experiment}')
+  return overrides.load(f'{ROOT}/configs/{experiment}')
 
 
 @functools.cache

@@ -7,7 +7,6 @@ import re
 
 import pytest
 
-from perceiver_jax import run_config
 from perceiver_jax.interop import zoo
 from perceiver_jax.interop.huggingface_config import (
   ARCHITECTURES,
@@ -79,7 +78,7 @@ def test_a_released_model_differs_from_the_authors_in_what_theirs_does_otherwise
     differences.add('model.query_residual: False in the workdir, True now')
   if name == 'imagenet_conv':
     differences.add("model.stem.padding: 'same' in the workdir, 'symmetric' now")
-  assert set(run_config.differences(zoo.config(name), config)) == differences
+  assert set(differences(zoo.config(name), config)) == differences
 
 
 def test_sizes_come_from_their_file():

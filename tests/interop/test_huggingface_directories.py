@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import perceiver_jax
-from perceiver_jax.convert import convert
+from perceiver_jax.commands.convert import convert
 from perceiver_jax.interop import huggingface
 from perceiver_jax.types import UserError
 from tests.interop.huggingface_models import CASES, error, pair, their_logits, transformers

@@ -18,10 +18,11 @@ import jax
 import numpy as np
 import pytest
 
-from perceiver_jax import config_file
+from perceiver_jax.config import overrides
 from perceiver_jax.inference import optical_flow, video_autoencoding
-from perceiver_jax.inference.model import build, task_of, template
+from perceiver_jax.inference.model import build, template
 from perceiver_jax.interop import deepmind
+from perceiver_jax.tasks import make_task
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -37,7 +38,7 @@ TILE, FRAMES = (48, 64), (53, 112)  # sizes of the tiled flow: two rows of three
 
 
 def _config(name):
-  return config_file.load(f'{ROOT}/configs/{EXPERIMENTS[name]}')
+  return overrides.load(f'{ROOT}/configs/{EXPERIMENTS[name]}')
 
 
 def _official(config):
@@ -173,6 +174,6 @@ def test_a_frame_of_a_clip_is_cropped_and_resized_as_theirs():
 def test_untrained_flow_is_zero_as_theirs():
   config = _config('optical_flow')
   batch = _batch('optical_flow', config)
-  init = functools.partial(hk.transform_with_state(task_of(config).forward).init, is_training=True)
+  init = functools.partial(hk.transform_with_state(make_task(config).forward).init, is_training=True)
   params, _ = jax.jit(init)(jax.random.key(0), batch)
   assert not np.any(params['decoder/output']['w']) and np.any(params['stem']['w'])

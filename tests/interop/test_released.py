@@ -9,7 +9,9 @@ import pathlib
 
 import pytest
 
-from perceiver_jax import config_file, interop, run_config
+from perceiver_jax import interop
+from perceiver_jax.config import overrides
+from perceiver_jax.config.saved import differences, load_config, save_config, to_json
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RELEASED = pathlib.Path(interop.__file__).parent / 'released'
@@ -29,11 +31,11 @@ def test_there_is_a_config_for_each_released_model():
 
 @pytest.mark.parametrize('name', VARIANTS)
 def test_the_config_of_a_released_model_is_that_of_its_variant(name):
-  variant = config_file.load(str(ROOT / VARIANTS[name]))
-  assert run_config.differences(run_config.load(RELEASED / name), variant) == []
-  assert (RELEASED / name / 'config.json').read_text() == run_config.to_json(variant)
+  variant = overrides.load(str(ROOT / VARIANTS[name]))
+  assert differences(load_config(RELEASED / name), variant) == []
+  assert (RELEASED / name / 'config.json').read_text() == to_json(variant)
 
 
 if __name__ == '__main__':
   for each, variant in VARIANTS.items():
-    run_config.save(config_file.load(str(ROOT / variant)), RELEASED / each)
+    save_config(overrides.load(str(ROOT / variant)), RELEASED / each)

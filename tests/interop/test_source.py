@@ -9,17 +9,18 @@ import jax
 import numpy as np
 import pytest
 
-from perceiver_jax import config_file, weights
+from perceiver_jax.config import overrides
 from perceiver_jax.inference.model import template
 from perceiver_jax.inference.source import open_source
 from perceiver_jax.interop import huggingface, huggingface_config
+from perceiver_jax.runs import weights
 from perceiver_jax.types import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def _saved(directory, class_names=(), **changes):
-  config = config_file.load(f'{ROOT}/configs/imagenet.py:conv,debug')
+  config = overrides.load(f'{ROOT}/configs/imagenet.py:conv,debug')
   with config.unlocked():
     config.update_from_flattened_dict(changes)
   trees = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template(config))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from configs import digits, imagenet, optical_flow
+from perceiver_jax.config.values import changed
 from perceiver_jax.planning.fit import DEEPEST, Budget, Candidate, depth_key, fit, with_candidate
 from perceiver_jax.planning.flops import forward_flops
 from perceiver_jax.planning.memory import estimate
-from perceiver_jax.planning.model import changed, describe
+from perceiver_jax.planning.model import describe
 from perceiver_jax.types import UserError
 
 

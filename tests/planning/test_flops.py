@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from perceiver_jax.config.values import changed
 from perceiver_jax.planning.flops import computed_flops, flops, forward_flops
-from perceiver_jax.planning.model import changed, describe
+from perceiver_jax.planning.model import describe
 
 LEFT, RIGHT = jnp.ones((3, 4)), jnp.ones((4, 5))
 PRODUCT = 2 * 3 * 4 * 5
@@ -121,19 +122,19 @@ def test_every_other_model_can_be_counted(experiment):
 
 
 def test_the_count_of_the_papers_does_not_ask_how_attention_is_computed():
-  auto, chunked = (forward_flops(_config('imagenet:debug', attention=attention)) for attention in ('auto', 'chunked'))
+  auto, chunked = (forward_flops(_config('imagenet:debug', attention_impl=each)) for each in ('auto', 'chunked'))
   assert auto == chunked
 
 
 def test_what_is_computed_follows_the_config():
   dense, factored = (
-    describe(_config('imagenet:perceiver', attention=attention)) for attention in ('dense', 'factored'))
+    describe(_config('imagenet:perceiver', attention_impl=attention_impl)) for attention_impl in ('dense', 'factored'))
   assert computed_flops(dense, 1, is_training=False) == pytest.approx(forward_flops(dense.config), rel=1e-3)
   assert computed_flops(factored, 1, is_training=False) < 0.6 * forward_flops(dense.config)
 
 
 def test_a_step_computes_three_forward_passes():
-  model = describe(_config('imagenet:fourier', attention='dense', remat='none'))
+  model = describe(_config('imagenet:fourier', attention_impl='dense', remat='none'))
   share = computed_flops(model, 2, is_training=True) / forward_flops(model.config)
   assert share == pytest.approx(3, rel=1e-3)
 

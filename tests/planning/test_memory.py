@@ -8,8 +8,9 @@ import jax
 import pytest
 
 from configs import digits, imagenet, optical_flow
+from perceiver_jax.config.values import changed
 from perceiver_jax.planning.memory import Line, State, compiled, compiled_bytes, estimate, state_of
-from perceiver_jax.planning.model import changed, describe, num_parameters
+from perceiver_jax.planning.model import describe, num_parameters
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 

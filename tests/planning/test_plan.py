@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from configs import digits, optical_flow
+from perceiver_jax.config.values import changed
 from perceiver_jax.planning.flops import forward_flops
-from perceiver_jax.planning.model import changed
 from perceiver_jax.planning.plan import GIB, make_fit, make_plan
 from perceiver_jax.planning.rate import products_per_second
 from perceiver_jax.planning.table import show_fit, show_plan
@@ -51,7 +51,7 @@ def test_the_micro_batches_advised_are_the_fewest_that_fit():
 
 
 def test_where_not_one_example_fits_nothing_is_advised():
-  config = changed(digits.get_config('debug'), {'data.image_size': 64, 'attention': 'dense', 'batch_size': 1})
+  config = changed(digits.get_config('debug'), {'data.image_size': 64, 'attention_impl': 'dense', 'batch_size': 1})
   memory = make_plan(config, num_devices=1)['memory']
   plan = make_plan(config, num_devices=1, memory_gib=(memory['total'] - memory['per_example'] // 2) / GIB)
   assert (plan['largest']['at_a_time'], plan['largest']['micro_batches']) == (0, None)

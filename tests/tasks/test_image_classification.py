@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from configs import common
+from perceiver_jax.config import defaults
 from perceiver_jax.data.permutation import permutation
 from perceiver_jax.tasks import image_classification
 from perceiver_jax.types import UserError
@@ -25,7 +25,7 @@ NO_LATENT_TRANSFORMER = {'head': 'pool', 'num_blocks': 0, 'share_cross_attends':
 
 
 def _imagenet(**model):
-  config = common.get_config()
+  config = defaults.get_config()
   config.data.update({'name': 'images', 'num_classes': 1000})
   config.model.update(model)
   return config
@@ -33,7 +33,7 @@ def _imagenet(**model):
 
 def _digits(permutation='none', **model):
   """A tiny model of real pictures."""
-  config = common.get_config()
+  config = defaults.get_config()
   config.data.update({
     'name': 'digits', 'image_size': 8, 'num_channels': 1, 'num_classes': 10, 'permutation': permutation})
   config.model.update({

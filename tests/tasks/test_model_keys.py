@@ -144,17 +144,17 @@ def test_bands_are_spaced_as_the_config_says(config):
   assert np.max(np.abs(_outputs(config)['logits'] - linear)) > 1e-3
 
 
-@pytest.mark.parametrize('attention', ['factored', 'chunked'])
-def test_attention_is_computed_as_the_config_says_with_the_same_result(config, attention):
-  config.attention = 'dense'
+@pytest.mark.parametrize('attention_impl', ['factored', 'chunked'])
+def test_attention_is_computed_as_the_config_says_with_the_same_result(config, attention_impl):
+  config.attention_impl = 'dense'
   dense = _outputs(config, capture=True)
-  config.attention = attention
+  config.attention_impl = attention_impl
   assert np.max(np.abs(_outputs(config)['logits'] - dense['logits'])) < 1e-5
   captured = _outputs(config, capture=True)['captured']['cross_attends']
   np.testing.assert_array_equal(captured, dense['captured']['cross_attends'])  # the weights are those of the dense path
 
 
 def test_an_attention_of_another_name_is_the_users_mistake(config):
-  config.attention = 'sparse'
+  config.attention_impl = 'sparse'
   with pytest.raises(UserError, match="attention is 'auto', 'dense', 'factored' or 'chunked', not 'sparse'"):
     _shapes(config)

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perceiver_jax import config_file
-from perceiver_jax.inference.model import build, task_of, template
+from perceiver_jax.config import overrides
+from perceiver_jax.inference.model import build, template
+from perceiver_jax.tasks import make_task
 from perceiver_jax.types import UserError
 from tests.core.test_attention import compiled, randomise
 
@@ -22,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def read_config(experiment, **changes):
   """The config of 'masked_lm:debug', unlocked, with changes by dotted key."""
-  config = config_file.load(f'{ROOT}/configs/{experiment.replace(":", ".py:")}').unlock()
+  config = overrides.load(f'{ROOT}/configs/{experiment.replace(":", ".py:")}').unlock()
   config.update_from_flattened_dict(changes)
   return config
 
@@ -55,7 +56,7 @@ def random_model(config):
 
 def model_of(config, params=None, **arguments):
   """(batch) -> outputs on the host."""
-  forward = functools.partial(task_of(config).forward, is_training=False, **arguments)
+  forward = functools.partial(make_task(config).forward, is_training=False, **arguments)
   apply, params = compiled(hk.transform_with_state(forward).apply), params or random_params(config)
   return lambda batch: apply(params, {}, None, batch)[0]
 
@@ -90,7 +91,7 @@ def idle_parameters(config, batch):
 
   What they are is told by gradients that vanish next to the others of their kind.
   """
-  apply = hk.transform_with_state(functools.partial(task_of(config).forward, is_training=False)).apply
+  apply = hk.transform_with_state(functools.partial(make_task(config).forward, is_training=False)).apply
 
   def total(params):
     outputs = apply(params, {}, None, batch)[0]
@@ -105,11 +106,12 @@ def idle_parameters(config, batch):
 
 
 def assert_paths_agree(experiment, batch):
-  """Outputs, and gradients by all parameters, with attention=factored are those of the dense path."""
+  """Outputs, and gradients by all parameters, with attention_impl=factored are those of the dense path."""
   params = random_params(read_config(experiment))
 
-  def run(attention):
-    forward = functools.partial(task_of(read_config(experiment, attention=attention)).forward, is_training=True)
+  def run(attention_impl):
+    task = make_task(read_config(experiment, attention_impl=attention_impl))
+    forward = functools.partial(task.forward, is_training=True)
 
     def loss(params):
       outputs = hk.transform_with_state(forward).apply(params, {}, None, batch)[0]
@@ -142,7 +144,7 @@ def assert_captured(config, batch, **expected):
 
 def assert_refused(config, batch, message):
   """A batch that the model does not take, with the message."""
-  task = task_of(config)
+  task = make_task(config)
   apply = hk.transform_with_state(functools.partial(task.forward, is_training=False)).apply
   with pytest.raises(UserError, match=message):
     jax.eval_shape(lambda params, batch: apply(params, {}, None, batch)[0], template(config)[0], batch)

@@ -29,13 +29,13 @@ def main(argv: list[str]) -> int:
   program, what, split, step, hours, *arguments = argv
   if int(hours):
     _let_the_clock_jump(3600 * int(hours))
-  from perceiver_jax import commands
+  from perceiver_jax.commands.train import train
 
   if what == 'memory':
     _run_out_of_memory(split, int(step))
   else:
     _interrupt_reading(what, split, int(step), arguments)
-  return commands.train([program, *arguments])
+  return train([program, *arguments])
 
 
 def _let_the_clock_jump(seconds: int) -> None:

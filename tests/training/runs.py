@@ -6,7 +6,7 @@ import pathlib
 from typing import NamedTuple
 
 from benchmarks.survive import ROOT, TINY, started
-from perceiver_jax.training.checkpoint import saved_steps
+from perceiver_jax.runs.checkpoint import saved_steps
 
 NUM_STEPS = 6  # of TINY
 

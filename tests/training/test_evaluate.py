@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perceiver_jax import config_file
+from perceiver_jax.config import overrides
+from perceiver_jax.data.dataset import ArraySource
 from perceiver_jax.data.pipeline import eval_batches
-from perceiver_jax.data.source import ArraySource
+from perceiver_jax.processes import parallel
 from perceiver_jax.tasks import image_classification
-from perceiver_jax.training import parallel, progress
+from perceiver_jax.training import progress
 from perceiver_jax.training.evaluate import evaluate, evaluate_workdir, predictor
 from perceiver_jax.training.experiment import build
 from perceiver_jax.types import Field, Task, UserError
@@ -49,7 +50,7 @@ def _batches(split, *, batch_size, is_training, rows=slice(None)):
 
 @pytest.fixture(scope='module')
 def config():
-  return config_file.load('configs/digits.py:debug')
+  return overrides.load('configs/digits.py:debug')
 
 
 @pytest.fixture(scope='module')

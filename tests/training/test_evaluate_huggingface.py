@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from perceiver_jax import commands
+from perceiver_jax.commands.eval import evaluate
 from tests.interop.huggingface_models import pair, their_logits
 
 NUM_EACH, LABEL_SMOOTHING = 5, 0.1
@@ -33,7 +33,7 @@ def test_the_figures_are_those_of_their_logits(tmp_path, capsys, name):
   for split in ('train', 'validation'):
     (tmp_path / 'pictures' / split).symlink_to(tmp_path / 'pictures' / 'test')
 
-  assert commands.evaluate([
+  assert evaluate([
     'eval', f'--model={tmp_path}/model', '--data_name=images', f'--data_path={tmp_path}/pictures']) == 0
   figures = {key: float(value) for key, value in (
     line.split(': ') for line in capsys.readouterr().out.splitlines())}

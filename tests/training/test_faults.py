@@ -17,8 +17,8 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.survive import SAVE, TINY, TRAINING, Fault, differences, last_state, survive
-from perceiver_jax.training.checkpoint import Checkpoints
-from perceiver_jax.training.progress import read_history
+from perceiver_jax.runs.checkpoint import Checkpoints
+from perceiver_jax.runs.log import read_history
 from tests.training.runs import NUM_STEPS, Ended, train, train_until
 
 

@@ -9,10 +9,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from perceiver_jax import config_file, run_config, weights
+from perceiver_jax.config import overrides
+from perceiver_jax.config.saved import save_config
 from perceiver_jax.inference.model import template
+from perceiver_jax.runs import weights
+from perceiver_jax.runs.checkpoint import Checkpoints, DamagedCheckpoint
 from perceiver_jax.training import init_from as module
-from perceiver_jax.training.checkpoint import Checkpoints, DamagedCheckpoint
 from perceiver_jax.training.init_from import init_from, resize_grid
 from perceiver_jax.types import TrainState, UserError
 
@@ -20,7 +22,7 @@ EMA = 'stem/norm/~/mean_ema'
 
 
 def _config(path, name: str = 'imagenet.py:learned,debug', **changes):
-  config = config_file.load(f'configs/{name}')
+  config = overrides.load(f'configs/{name}')
   config.init_from = str(path)
   config.update_from_flattened_dict(changes)
   return config
@@ -73,7 +75,7 @@ def _save_run(workdir, params, state, config=None) -> None:
   with Checkpoints(workdir / 'checkpoints', keep_last=1, best_metric='validation/loss') as checkpoints:
     checkpoints.save(3, TrainState(number, params, state, {}, None, number), {}, None)
   if config is not None:
-    run_config.save(config, workdir)
+    save_config(config, workdir)
 
 
 @pytest.fixture(params=['run', 'checkpoints', 'weights'])
@@ -291,4 +293,4 @@ def test_what_must_be_converted_first_is_answered_with_how(tmp_path, kind):
   with pytest.raises(UserError) as caught:
     init_from(_config(path), _params(), {})
   assert f'config.init_from={path} is neither a run' in str(caught.value)
-  assert 'converted first: python -m perceiver_jax.convert SOURCE DEST' in str(caught.value)
+  assert 'converted first: python -m perceiver_jax convert SOURCE DEST' in str(caught.value)

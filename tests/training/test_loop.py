@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perceiver_jax import config_file
+from perceiver_jax.config import overrides
+from perceiver_jax.runs.checkpoint import load_weights
+from perceiver_jax.runs.log import read_history
 from perceiver_jax.training import loop
-from perceiver_jax.training.checkpoint import load_weights
 from perceiver_jax.training.loop import due
-from perceiver_jax.training.progress import read_history
 from perceiver_jax.types import Field, NumericsError, Task, UserError
 
 TRUE_WEIGHTS = np.array([[1.0], [-2.0], [0.5]], np.float32)
@@ -60,7 +60,7 @@ def _task(before_batch=lambda split, step, batch: None, draw=None) -> Task:
 
 
 def _config(**changes):
-  config = config_file.load('configs/digits.py:debug')
+  config = overrides.load('configs/digits.py:debug')
   config.update_from_flattened_dict({
     'num_steps': 6, 'batch_size': 16, 'ema_decay': None, 'eval.every_steps': 2, 'eval.batch_size': 8,
     'checkpoint.every_steps': 3, 'checkpoint.best_metric': 'validation/loss', 'log.every_steps': 2,
@@ -180,7 +180,7 @@ def test_a_task_without_training_data_is_refused_before_anything_is_written(tmp_
   with pytest.raises(UserError) as caught:
     loop.train(_config(), str(tmp_path / 'run'), _task()._replace(**{missing: None}))
   assert str(caught.value) == (
-    "task 'image_classification' has no training data yet: its model can be used (python -m perceiver_jax.predict) "
+    "task 'image_classification' has no training data yet: its model can be used (python -m perceiver_jax predict) "
     'but neither trained nor evaluated')
   assert list(tmp_path.iterdir()) == []
 

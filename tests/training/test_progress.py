@@ -16,15 +16,16 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from perceiver_jax import config_file
-from perceiver_jax.training import parallel
-from perceiver_jax.training.progress import Log, Window, read_history, summary
+from perceiver_jax.config import overrides
+from perceiver_jax.processes import parallel
+from perceiver_jax.runs.log import Log, read_history
+from perceiver_jax.training.progress import Window, summary
 from perceiver_jax.types import UserError
 
 
 @pytest.fixture
 def config():
-  return config_file.load('configs/digits.py:debug')
+  return overrides.load('configs/digits.py:debug')
 
 
 def _means(seed: int):
@@ -128,10 +129,10 @@ def test_tensorboard_gets_the_same_numbers(tmp_path, config):
 
 KILLED = """
 import os, pathlib, signal, sys, time
-from perceiver_jax import config_file
-from perceiver_jax.training.progress import Log
+from perceiver_jax.config import overrides
+from perceiver_jax.runs.log import Log
 
-log = Log(sys.argv[1], config_file.load('configs/digits.py:debug'), last_step=0)
+log = Log(sys.argv[1], overrides.load('configs/digits.py:debug'), last_step=0)
 (path,) = pathlib.Path(sys.argv[1], 'tensorboard').iterdir()
 log.write(1, {'train/loss': 0.5})
 deadline = time.monotonic() + 60
@@ -256,20 +257,3 @@ def test_a_summary_shows_metrics_and_nothing_else():
   values = {'step': 3, 'test/accuracy': 0.98765, 'speed/examples_per_second': 9.0, 'validation/loss': math.nan,
             'train/loss': 2.0, 'checkpoint/best_step': 3}
   assert summary(values) == 'test/accuracy 0.9877, validation/loss nan, train/loss 2'
-
-
-def test_a_log_cut_back_keeps_the_rewinds_that_the_run_has_behind_it(tmp_path, config):
-  def steps() -> list[tuple[float, float | None]]:
-    return [(line['step'], line.get('rewind/number')) for line in read_history(str(tmp_path))]
-
-  with Log(str(tmp_path), config, last_step=0) as log:
-    for step in (1, 2, 3):
-      log.write(step, {'train/loss': 1.0})
-    log.cut(1, 1)
-    log.write(1, {'rewind/number': 1, 'rewind/from_step': 3})
-    log.write(2, {'train/loss': 2.0})
-    assert steps() == [(1, None), (1, 1), (2, None)]
-  with Log(str(tmp_path), config, last_step=1, num_rewinds=1):
-    assert steps() == [(1, None), (1, 1)]
-  with Log(str(tmp_path), config, last_step=1):  # killed before it saved: it will come to the spike again
-    assert steps() == [(1, None)]

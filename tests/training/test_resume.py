@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from benchmarks.survive import figures, last_state
-from perceiver_jax import commands
-from perceiver_jax.training.checkpoint import Checkpoints, load_weights
-from perceiver_jax.training.progress import read_history
+from perceiver_jax.commands.eval import evaluate
+from perceiver_jax.runs.checkpoint import Checkpoints, load_weights
+from perceiver_jax.runs.log import read_history
 from tests.training.runs import NUM_STEPS, ROOT, Ended, files, start, train, train_until
 
 
@@ -129,7 +129,7 @@ def test_eval_prints_the_last_line_of_the_log_on_any_number_of_devices(whole, ca
   workdir, _ = whole
   before, last = files(workdir), read_history(workdir)[-1]
   if num_devices == jax.local_device_count():
-    assert commands.evaluate(['eval.py', f'--workdir={workdir}']) == 0
+    assert evaluate(['eval.py', f'--workdir={workdir}']) == 0
     out = capfd.readouterr().out
   else:
     ended = start([str(ROOT / 'eval.py')], workdir, num_devices=num_devices)

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from perceiver_jax import config_file, losses, metrics
+from perceiver_jax import losses, metrics
+from perceiver_jax.config import overrides
+from perceiver_jax.processes import parallel
 from perceiver_jax.tasks import image_classification
-from perceiver_jax.training import parallel, precision
+from perceiver_jax.training import precision
 from perceiver_jax.training.experiment import build
 from perceiver_jax.training.step import averaged
 from perceiver_jax.types import Batch, Field, Task, TrainState
@@ -371,7 +373,7 @@ def test_mixed_precision_trains_float32_parameters(everything):
 
 @pytest.fixture(scope='module')
 def digits() -> ConfigDict:
-  config = config_file.load('configs/digits.py:debug')
+  config = overrides.load('configs/digits.py:debug')
   config.model.update({'num_latents': 2, 'latent_channels': 8, 'num_blocks': 1, 'query_channels': 8})
   return config
 

@@ -1,0 +1,1 @@
+"""The commands of `python -m perceiver_jax`: flags, and whom to hand over to."""

@@ -1,0 +1,1 @@
+"""Exact cross-attention by the factors of positions, without the joined array."""
