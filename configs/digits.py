@@ -37,7 +37,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.model.position.update({'num_bands': 8, 'channels': 32})
   config.eval.update({'every_steps': 200, 'batch_size': 256})
   # 179 images are too few to tell accuracies apart.
-  config.checkpoint.update({'every_steps': 200, 'best_metric': 'validation/loss'})
+  config.checkpoint.update({'every_steps': 200, 'best': 'lowest validation/loss'})
   config.log.every_steps = 50
   if 'perceiver' in words:
     defaults.interleave(config, num_cross_attends=4)

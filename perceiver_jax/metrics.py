@@ -48,14 +48,5 @@ def _sum(means: list[Mean]) -> Mean:
 
 
 def divide(totals: Mapping[str, Mean]) -> dict[str, float]:
-  """The means, divided on the host in float64; NaN where nothing was weighed.
-
-  What is called `num_*` is a count: its plain sum.
-  """
-  return {name: _value(name, float(total), float(weight)) for name, (total, weight) in totals.items()}
-
-
-def _value(name: str, total: float, weight: float) -> float:
-  if name.startswith('num_'):
-    return total
-  return total / weight if weight else float('nan')
+  """Divides the sums by their weights, on the host in float64; NaN where the weight is 0."""
+  return {name: float(total) / float(weight) if weight else float('nan') for name, (total, weight) in totals.items()}

@@ -11,16 +11,17 @@ from typing import Any
 import haiku as hk
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 _NORM: dict[str, Any] = {'create_scale': True, 'create_offset': True, 'decay_rate': 0.9}
 
 
-def resnet50(pixels: jax.Array, num_classes: int, *, is_training: bool) -> jax.Array:
+def resnet50(pixels: jax.Array, num_classes: int, model: ConfigDict, *, is_training: bool) -> jax.Array:
   """pixels [B, H, W, F] -> logits [B, E], by the baseline of 2103.03206, table 1; 25,557,032 parameters on RGB."""
   return hk.nets.ResNet50(num_classes, name='resnet50')(pixels, is_training)
 
 
-def resnet20(pixels: jax.Array, num_classes: int, *, is_training: bool) -> jax.Array:
+def resnet20(pixels: jax.Array, num_classes: int, model: ConfigDict, *, is_training: bool) -> jax.Array:
   """pixels [B, H, W, F] -> logits [B, E], by the model that its paper, section 4.2, trains on images of 32 x 32.
 
   A 3 x 3 convolution and no max-pool, which would leave too little of so few pixels; three groups of three blocks with

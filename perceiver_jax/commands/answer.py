@@ -18,6 +18,8 @@ from ml_collections import ConfigDict
 
 from perceiver_jax.types import NumericsError, UserError
 
+TASK_HELP = 'The dotted module of your own task, which is imported: a config of a model may not choose what is run.'
+
 
 def answer(read: Callable[[list[str]], Callable[[], int]], argv: Sequence[str] | None) -> int:
   """Runs a command and turns what it raises into a message on stderr. Returns the exit code.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from perceiver_jax.commands.answer import answer, asks_for_help, show_text
+from perceiver_jax.commands.answer import TASK_HELP, answer, asks_for_help, show_text
 from perceiver_jax.types import UserError
 
 
@@ -30,16 +30,17 @@ def _read(argv: list[str]) -> Callable[[], int]:
   flag_values = flags.FlagValues()
   flags.DEFINE_string('model', None, "Which released model SOURCE, the authors' file, holds.", flag_values)
   flags.DEFINE_enum('to', 'perceiver_jax', ['perceiver_jax', 'huggingface'], 'The format of DEST.', flag_values)
+  flags.DEFINE_string('task', None, TASK_HELP, flag_values)
   if asks_for_help(argv):
     return functools.partial(show_text, f'{convert.__doc__}\n{flag_values.get_help()}')
   arguments = flag_values(argv)[1:]
   if len(arguments) != 2:
     raise UserError(f'SOURCE and DEST are needed; {len(arguments)} arguments are given')
   source, dest = arguments
-  return functools.partial(_convert, source, dest, flag_values.model, flag_values.to)
+  return functools.partial(_convert, source, dest, flag_values.model, flag_values.to, flag_values.task)
 
 
-def _convert(source_path: str, dest: str, model: str | None, to: str) -> int:
+def _convert(source_path: str, dest: str, model: str | None, to: str, task: str | None) -> int:
   from perceiver_jax.inference.source import open_source
   from perceiver_jax.interop import huggingface
   from perceiver_jax.runs import weights
@@ -48,12 +49,13 @@ def _convert(source_path: str, dest: str, model: str | None, to: str) -> int:
     raise UserError(f'{source_path} is a file: which released model does it hold? For example --model=imagenet_conv')
   if model is not None and Path(source_path).is_dir():
     raise UserError(f'{source_path} is a directory, which says itself what model it holds: leave out --model')
-  source = open_source(model or source_path, source_path if model else None)
+  source = open_source(model or source_path, source_path if model else None, task)
   if to == 'huggingface':
     huggingface.save(dest, source.config, source.params, source.state, class_names=source.class_names or ())
   else:
     weights.save(
       dest, source.config, source.params, source.state, source=model or Path(source_path).name, licence=source.credit,
       class_names=source.class_names or ())
-  return show_text(f'{dest} holds the model; try: python -m perceiver_jax predict --model={dest} INPUT')
+  of_task = f' --task={source.config.task}' if '.' in source.config.task else ''
+  return show_text(f'{dest} holds the model; try: python -m perceiver_jax predict --model={dest}{of_task} INPUT')
 

@@ -45,7 +45,8 @@ def _read(argv: list[str]) -> Callable[[], int]:
     'model', None, 'In place of --workdir: a released model (imagenet_fourier, imagenet_learned, imagenet_conv), or a '
     'directory: of Hugging Face, of a run, or of converted weights.', flag_values)
   flags.DEFINE_string('path', None, "Of a released model, the authors' file, if you have it.", flag_values)
-  flags.DEFINE_enum('split', 'test', ['train', 'validation', 'test'], 'What to evaluate on.', flag_values)
+  flags.DEFINE_string(
+    'split', None, 'What to evaluate on; by default config.eval.final_splits, so test for most.', flag_values)
   flags.DEFINE_string(
     'data_name', None, 'What kind of data, in place of config.data.name: images for a folder of them.', flag_values)
   flags.DEFINE_string('data_path', None, 'Where the data lies, in place of config.data.path.', flag_values)
@@ -76,7 +77,7 @@ def _read(argv: list[str]) -> Callable[[], int]:
 
 
 def _evaluate_workdir(
-  workdir: str, checkpoint: str, split: str, settings: dict[str, Any], processes: dict[str, Any],
+  workdir: str, checkpoint: str, split: str | None, settings: dict[str, Any], processes: dict[str, Any],
 ) -> int:
   keep_compiled()
   config = _with_settings(load_config(workdir), settings)
@@ -88,12 +89,12 @@ def _evaluate_workdir(
   task = make_task(config)
 
   def work() -> int:
-    return _show_figures(evaluate_workdir(config, workdir, task, split=split, checkpoint=checkpoint))
+    return _show_figures(evaluate_workdir(config, workdir, task, splits=_splits(config, split), checkpoint=checkpoint))
 
   return together(work, processes, config.peer_timeout_seconds, explain)
 
 
-def _evaluate_model(model: str, path: str | None, split: str, settings: dict[str, Any]) -> int:
+def _evaluate_model(model: str, path: str | None, split: str | None, settings: dict[str, Any]) -> int:
   keep_compiled()
   from perceiver_jax.inference.source import open_source
 
@@ -110,7 +111,7 @@ def _evaluate_model(model: str, path: str | None, split: str, settings: dict[str
                     '--data_name=images that they are a folder of pictures') from error
 
 
-def _evaluate_source(source: Source, split: str, settings: dict[str, Any]) -> int:
+def _evaluate_source(source: Source, split: str | None, settings: dict[str, Any]) -> int:
   config = _with_settings(source.config, settings)
   from perceiver_jax.tasks import make_task
   from perceiver_jax.training.evaluate import evaluate_weights
@@ -119,7 +120,11 @@ def _evaluate_source(source: Source, split: str, settings: dict[str, Any]) -> in
 
   announce = functools.partial(print, 'Compiling the model, which takes a while ...', file=sys.stderr)
   return _show_figures(
-    evaluate_weights(config, source.params, source.state, task, split=split, announce=announce))
+    evaluate_weights(config, source.params, source.state, task, splits=_splits(config, split), announce=announce))
+
+
+def _splits(config: ConfigDict, split: str | None) -> tuple[str, ...]:
+  return (split,) if split else tuple(config.eval.final_splits)
 
 
 def _with_settings(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:

@@ -8,7 +8,6 @@ Exit codes are those of `train`; see commands/answer.py.
 from __future__ import annotations
 
 import functools
-import importlib
 import io
 import os
 import sys
@@ -16,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from perceiver_jax.commands.answer import answer, asks_for_help, show_text
+from perceiver_jax.commands.answer import TASK_HELP, answer, asks_for_help, show_text
 from perceiver_jax.commands.compilation_cache import keep_compiled
 from perceiver_jax.types import UserError
 
@@ -35,7 +34,10 @@ def _read(argv: list[str]) -> Callable[[], int]:
     'model', None, 'A released model (imagenet_fourier, imagenet_learned, imagenet_conv, masked_lm, optical_flow, '
     'video_autoencoding), or a directory: of Hugging Face, of a run, or of converted weights.', flag_values)
   flags.DEFINE_string('path', None, "Of a released model, the authors' file, if you have it.", flag_values)
-  flags.DEFINE_string('output', None, 'Where a picture goes, .png; or the flow itself, .npy.', flag_values)
+  flags.DEFINE_string('task', None, TASK_HELP, flag_values)
+  flags.DEFINE_string(
+    'output', None, 'Where a picture goes, .png; or the flow itself, .npy; or the outputs of your task, .npz.',
+    flag_values)
   if asks_for_help(argv):
     return functools.partial(show_text, f'{predict.__doc__}\n{flag_values.get_help()}')
   inputs = flag_values(argv)[1:]
@@ -45,7 +47,7 @@ def _read(argv: list[str]) -> Callable[[], int]:
     raise UserError('nothing to predict from: name a file, or for a language model give a text with [hidden words]')
   if flag_values.output is not None:
     _check_output(flag_values.output, [*inputs, flag_values.path or ''])
-  return functools.partial(_predict, flag_values.model, flag_values.path, inputs, flag_values.output)
+  return functools.partial(_predict, flag_values.model, flag_values.path, inputs, flag_values.output, flag_values.task)
 
 
 def _check_output(output: str, others: Sequence[str]) -> None:
@@ -53,8 +55,8 @@ def _check_output(output: str, others: Sequence[str]) -> None:
   folder = os.path.dirname(output) or '.'
   if os.path.isdir(output):
     raise UserError(f'--output={output} is a directory; name a file in it, ending in .png')
-  if not output.endswith(('.png', '.npy')):
-    raise UserError(f'--output={output} ends neither in .png, a picture, nor in .npy, the flow itself')
+  if not output.endswith(('.png', '.npy', '.npz')):
+    raise UserError(f'--output={output} ends neither in .png, a picture, nor in .npy or .npz, arrays')
   if not os.path.isdir(folder):
     raise UserError(f'--output={output}: there is no directory {folder}; make it first')
   if not os.access(folder, os.W_OK | os.X_OK) or (os.path.exists(output) and not os.access(output, os.W_OK)):
@@ -64,16 +66,16 @@ def _check_output(output: str, others: Sequence[str]) -> None:
       raise UserError(f'--output={output} is the file {path}, which is to be read; name another')
 
 
-def _predict(model: str, path: str | None, inputs: Sequence[str], output: str | None) -> int:
+def _predict(model: str, path: str | None, inputs: Sequence[str], output: str | None, task: str | None) -> int:
   keep_compiled()
   import jax
 
-  from perceiver_jax.inference.predictor import load
+  from perceiver_jax.inference.predictor import load, task_module
 
   if isinstance(sys.stdout, io.TextIOWrapper):  # an answer that the terminal cannot show is better than none
     sys.stdout.reconfigure(errors='backslashreplace')
-  predictor = load(model, path)
-  presenter = importlib.import_module(f'perceiver_jax.inference.{predictor.config.task}')
+  predictor = load(model, path, task=task)
+  presenter = task_module(predictor.config.task)
   if output is not None and not output.endswith(presenter.SUFFIXES):
     possible = f'end it in {" or ".join(presenter.SUFFIXES)}' if presenter.SUFFIXES else 'leave it out'
     raise UserError(f'--output={output} is not what a model of {predictor.config.task} can write; {possible}')

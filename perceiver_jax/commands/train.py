@@ -32,7 +32,7 @@ from perceiver_jax.commands.processes import define_processes, processes
 from perceiver_jax.config import overrides
 from perceiver_jax.config.saved import to_json
 from perceiver_jax.config.values import check
-from perceiver_jax.types import UserError
+from perceiver_jax.types import History, UserError
 
 _CONFIG_HELP = (
   'The experiment: a config file, and after a colon the words of its variant (configs/digits.py:perceiver,debug). '
@@ -88,8 +88,16 @@ def _train(config: ConfigDict, workdir: str, profile_steps: int, processes: dict
   from perceiver_jax.training import loop
 
   task = make_task(config)
+  task = task._replace(draw=task.draw or _draw_curves)
   train_it = functools.partial(loop.train, config, workdir, task, profile_steps=profile_steps)
   exit_code = together(train_it, processes, config.peer_timeout_seconds, explain)
   if names := unreadable_records():
     print(f'Records that could not be read, and counted for nothing: {names}', file=sys.stderr)
   return exit_code
+
+
+def _draw_curves(predict: Callable[..., Any], history: History, path: str) -> None:
+  """Draws the curves of a run whose task draws nothing itself."""
+  from perceiver_jax import visualize
+
+  visualize.curves_picture(path, history)

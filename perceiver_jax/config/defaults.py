@@ -43,11 +43,14 @@ def training() -> ConfigDict:
   config.eval = ConfigDict({
     'every_steps': 5_000,                  # ours
     'batch_size': 1024,                    # examples, over all devices; ours
+    'splits': ('validation',),             # evaluated every `every_steps`, and at the end; ours
+    'final_splits': ('test',),             # evaluated once, at the end, by the best checkpoint; ours
   })
   config.checkpoint = ConfigDict({
     'every_steps': 1_000,                  # ours
     'keep_last': 2,                        # how many of the newest are kept, beside the best; ours
-    'best_metric': 'validation/accuracy',  # the larger the better; ours
+    # which checkpoint is the best: lowest or highest, and a figure; None is the last; ours
+    'best': 'highest validation/accuracy',
   })
   config.log = ConfigDict({
     'every_steps': 100,                    # ours

@@ -72,6 +72,20 @@ def check(config: ConfigDict) -> None:
         break
 
 
+def parse_best(text: str | None) -> tuple[str, str] | None:
+  """Returns ('lowest', 'validation/loss') for config.checkpoint.best='lowest validation/loss'; None for None.
+
+  Raises UserError for a text of another form.
+  """
+  if text is None:
+    return None
+  direction, _, name = text.partition(' ')
+  if direction not in ('lowest', 'highest') or not re.fullmatch(r'[^\s/]+/\S+', name):
+    raise UserError(f"checkpoint.best is {text!r}; write it like 'lowest validation/loss' or 'highest "
+                    "validation/accuracy'; None keeps the last checkpoint as the best")
+  return direction, name
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
   """Returns the one of `words` that looks most like `word`."""
   return max(words, key=lambda other: likeness(word, other))

@@ -1,10 +1,10 @@
-"""What a data set hands to the pipeline, and the split into train, validation and test that the data sets share."""
+"""Defines a data set: its records, what an example holds, and the way from one to the other; and the common split."""
 
 import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -13,32 +13,49 @@ from perceiver_jax import types
 SPLITS = ('train', 'validation', 'test')
 MIN_PER_CLASS = 3                           # one for each split
 
-Example = dict[str, np.ndarray]             # {name: array}: a record of a batch, without its mask
+Example = dict[str, np.ndarray]             # {name: array}: an example of a batch, without its mask and key
 T = TypeVar('T')
 
 
 class Source(Protocol):
-  """The records of one split, by index. `source[i]` raises ValueError or OSError where a record cannot be read."""
-
-  @property
-  def class_names(self) -> Sequence[str]: ...
+  """Holds the records of one split, by index. `source[i]` raises ValueError or OSError for one that cannot be read."""
 
   def __len__(self) -> int: ...
 
-  def __getitem__(self, index: int) -> Example: ...
+  def __getitem__(self, index: int) -> Any: ...
 
   def name(self, index: int) -> str:
     """Returns what a person calls the record: a file, or a place in one."""
 
 
+class Dataset(NamedTuple):
+  """Describes one split of a data set, for training or for evaluation. Knows no JAX.
+
+  `prepare(*records, random, position, step) -> example` augments an example for training, or takes the fixed view of it
+  for evaluation; its config is bound already.
+    records: as many as `records_per_example`, from `source`.
+    random: a NumPy generator, a function of the seed and `position` in training, of split and index in evaluation.
+    position: the example's number in the endless sequence of training; in evaluation its index.
+    step: position // batch_size, the training step that will see the example; 0 in evaluation.
+  It raises ValueError or OSError for a record that cannot be read: the example then has mask 0. Any other exception is
+  a fault of the program. `spec` may be of other sizes than the task's (a whole frame in evaluation, a part of it in
+  training), and may have entries that only training reads.
+  """
+
+  source: Source
+  spec: types.Spec
+  prepare: Callable[..., Example]
+  records_per_example: int = 1
+  class_names: Sequence[str] = ()
+
+
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-  """Labelled images in memory: images uint8 [N, H, W, C], labels int32 [N], and a name for each."""
+  """Holds labelled images in memory: images uint8 [N, H, W, C], labels int32 [N], and a name for each."""
 
   images: np.ndarray
   labels: np.ndarray
   names: Sequence[str]
-  class_names: Sequence[str]
 
   def __len__(self) -> int:
     return len(self.images)

@@ -24,13 +24,19 @@ from ml_collections import ConfigDict
 from sklearn import datasets
 
 from perceiver_jax import types
-from perceiver_jax.data.dataset import ArraySource, Example, choose, stratified_split
+from perceiver_jax.data.dataset import ArraySource, Dataset, choose, stratified_split
+from perceiver_jax.data.labelled_images import of_images
 
 CLASS_NAMES = [str(digit) for digit in range(10)]
 
 
-def load(config: ConfigDict, split: str) -> ArraySource:
-  """Returns the records of 'train', 'validation' or 'test'; raises UserError for another split or number of classes."""
+def load(config: ConfigDict, split: str, *, is_training: bool) -> Dataset:
+  """Returns 'train', 'validation' or 'test'; raises UserError for another split, or another number of classes."""
+  return of_images(records(config, split), config, CLASS_NAMES, augment if is_training else lambda image, _: image)
+
+
+def records(config: ConfigDict, split: str) -> ArraySource:
+  """Returns the digits of a split. Raises UserError as `load` does."""
   if config.num_classes != len(CLASS_NAMES):
     raise types.UserError(f'digits has 10 classes, not {config.num_classes}: set --config.data.num_classes=10.')
   digits = datasets.load_digits()
@@ -38,18 +44,21 @@ def load(config: ConfigDict, split: str) -> ArraySource:
   labels = digits.target.astype(np.int32)
   names = [f'digits/{index}' for index in range(len(images))]
   indices = choose(stratified_split(labels, names, CLASS_NAMES), split)
-  return ArraySource(images[indices], labels[indices], [names[index] for index in indices], CLASS_NAMES)
+  return ArraySource(images[indices], labels[indices], [names[index] for index in indices])
 
 
-def augment(example: Example, generator: np.random.Generator) -> Example:
+def augment(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
   """Returns the digit a little shifted (at most 0.7 px), turned (10 degrees) and scaled (10 %); never flipped.
 
-  By bicubic interpolation: strokes are one or two pixels wide, and bilinear leaves them blurred as no real digit is.
+  Interpolation is bicubic: strokes are one or two pixels wide, and bilinear leaves them blurred as no real digit is.
+
+  Args:
+    image: [H, W, 1] uint8.
+    random: decides how.
   """
-  right, down, turn, growth = generator.uniform(-1, 1, 4)
-  image = example['image']
+  right, down, turn, growth = random.uniform(-1, 1, 4)
   height, width, _ = image.shape
   affine = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), 10 * turn, 1 + 0.1 * growth)
   affine[:, 2] += 0.7 * right, 0.7 * down
   warped = cv2.warpAffine(image, affine, (width, height), flags=cv2.INTER_CUBIC)
-  return {**example, 'image': warped.reshape(image.shape)}
+  return warped.reshape(image.shape)

@@ -7,7 +7,7 @@
 Classes are numbered in the alphabetical order of their folders; names that start with a dot are left out. Every image
 is cut to its central square and resized. Pixels are taken as stored: a rotation noted by a camera is not applied.
 
-One record, `load(config, 'train')[0]`, of photographs with image_size 64 and num_channels 3:
+One record, `load(config, 'train', is_training=False).source[0]`, of photographs with image_size 64 and num_channels 3:
 
   {'image': [[[201, 187, 162], [203, 188, 160], ...], ...], 'label': 2}     its name: photos/cat/0017.jpg
 
@@ -28,7 +28,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from perceiver_jax import types
-from perceiver_jax.data.dataset import SPLITS, ArraySource, Example, Source, choose, stratified_split
+from perceiver_jax.data.dataset import SPLITS, ArraySource, Dataset, Example, choose, stratified_split
+from perceiver_jax.data.labelled_images import of_images
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
 
@@ -40,7 +41,6 @@ class FileSource:
   """Image files, decoded when asked for."""
 
   records: Sequence[Record]
-  class_names: Sequence[str]
   image_size: int
   num_channels: int
 
@@ -56,8 +56,13 @@ class FileSource:
     return str(self.records[index][0])
 
 
-def load(config: ConfigDict, split: str) -> Source:
-  """Returns the records of 'train', 'validation' or 'test' at config.path; raises UserError where that cannot be."""
+def load(config: ConfigDict, split: str, *, is_training: bool) -> Dataset:
+  """Returns 'train', 'validation' or 'test' of config.path; raises UserError where that cannot be."""
+  source, class_names = _open(config, split)
+  return of_images(source, config, class_names, augment if is_training else lambda image, _: image)
+
+
+def _open(config: ConfigDict, split: str) -> tuple[ArraySource | FileSource, list[str]]:
   if config.num_channels not in (1, 3):
     raise types.UserError(f'config.data.num_channels is {config.num_channels}; images have 1 (gray) or 3 (RGB).')
   if config.path is None:
@@ -72,21 +77,20 @@ def load(config: ConfigDict, split: str) -> Source:
   return _from_npz(config, path, split)
 
 
-def augment(example: Example, generator: np.random.Generator) -> Example:
-  """Returns a random square, 80 to 100 % of the image's side, resized to the whole.
+def augment(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+  """Returns a random square of an image [S, S, C] uint8, 80 to 100 % of its side, resized to the whole.
 
-  Never flipped: a mirrored letter is another letter, or none.
+  It is never flipped: a mirrored letter is another letter, or none.
   """
-  image = example['image']
   size = image.shape[0]
-  scale, left, top = generator.uniform((0.8, 0, 0), 1)
+  scale, left, top = random.uniform((0.8, 0, 0), 1)
   # Maps the centre of each output pixel to where it comes from, hence the halves.
   offset = 0.5 * scale - 0.5
   room = size * (1 - scale)
   affine = np.array([[scale, 0, offset + room * left], [0, scale, offset + room * top]])
   flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
   warped = cv2.warpAffine(image, affine, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-  return {**example, 'image': warped.reshape(image.shape)}
+  return warped.reshape(image.shape)
 
 
 def decode(data: bytes, num_channels: int) -> np.ndarray:
@@ -112,7 +116,7 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
   return cv2.resize(square, (size, size), interpolation=interpolation).reshape(size, size, channels)
 
 
-def _from_folder(config: ConfigDict, root: pathlib.Path, split: str) -> FileSource:
+def _from_folder(config: ConfigDict, root: pathlib.Path, split: str) -> tuple[FileSource, list[str]]:
   if all((root / name).is_dir() for name in SPLITS):
     class_names = _class_names(config, root / 'train')
     splits = {name: _records(root / name, class_names) for name in SPLITS}
@@ -122,7 +126,7 @@ def _from_folder(config: ConfigDict, root: pathlib.Path, split: str) -> FileSour
     names = [path.relative_to(root).as_posix() for path, _ in records]
     indices = stratified_split([label for _, label in records], names, class_names)
     splits = {name: [records[index] for index in indices[name]] for name in SPLITS}
-  return FileSource(choose(splits, split), class_names, config.image_size, config.num_channels)
+  return FileSource(choose(splits, split), config.image_size, config.num_channels), class_names
 
 
 def _class_names(config: ConfigDict, root: pathlib.Path) -> list[str]:
@@ -157,7 +161,7 @@ def _image_files(folder: pathlib.Path) -> list[pathlib.Path]:
                 if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith('.') and not entry.is_dir())
 
 
-def _from_npz(config: ConfigDict, path: pathlib.Path, split: str) -> ArraySource:
+def _from_npz(config: ConfigDict, path: pathlib.Path, split: str) -> tuple[ArraySource, list[str]]:
   images, labels = _read_npz(path)
   if len(labels) and not 0 <= labels.min() <= labels.max() < config.num_classes:
     raise types.UserError(f'{path}: labels run from {labels.min()} to {labels.max()}, but config.data.num_classes is '
@@ -166,7 +170,7 @@ def _from_npz(config: ConfigDict, path: pathlib.Path, split: str) -> ArraySource
   indices = choose(stratified_split(labels, [str(index) for index in range(len(labels))], class_names), split)
   fitted = [fit(_with_channels(images[index], config.num_channels), config.image_size) for index in indices]
   names = [f'{path}[{index}]' for index in indices]
-  return ArraySource(np.stack(fitted), labels[indices].astype(np.int32), names, class_names)
+  return ArraySource(np.stack(fitted), labels[indices].astype(np.int32), names), class_names
 
 
 def _read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:

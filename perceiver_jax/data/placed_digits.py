@@ -1,21 +1,20 @@
-"""scikit-learn's handwritten digits, each somewhere on a larger canvas: what is where must be found, not looked up.
+"""scikit-learn's handwritten digits, each somewhere on a larger canvas: the position varies, so it cannot be memorised.
 
-A digit of 8 x 8 pixels is enlarged to 12 x 12 and drawn at any of 81 places of a canvas of 20 x 20. Of digits in one
-fixed place even an MLP reads 98 % with all pixels permuted; of these, what knows neighbours has an advantage.
+A digit of 8 x 8 pixels is enlarged to 12 x 12 and drawn at any of 81 places of a canvas of 20 x 20. Even an MLP reads
+98 % of digits in one fixed place with all pixels permuted; here a model that knows neighbours has an advantage.
 
-One record, `load(config, 'test')[0]`:
+One record, `load(config, 'test', is_training=False).source[0]`:
 
-  {'digit': uint8 [8, 8, 1], 'label': 1, 'place': [3, 7], 'size': 20}          its name: digits/21 in place 0
+  {'digit': uint8 [8, 8, 1], 'label': 1, 'place': [3, 7]}          its name: digits/21 in place 0
 
   key     shape       dtype    unit         range
   digit   [8, 8, 1]   uint8    brightness   0 (paper) .. 255 (ink): see perceiver_jax/data/digits.py
   label   []          int32    class        0 .. 9, the digit
   place   [2]         int32    px           0 .. 8, rows above the digit and columns left of it; a function of the name
-  size    []          int32    px           the side of the square that the model takes: 20, or fewer by averaging
 
-`view` draws a digit in its place; `augment` in a random one, a little shifted, turned and scaled. Every digit is there
-ten times, in as many places, so that an evaluation depends less on the places drawn: 12,590 / 1,790 / 3,590 records of
-1,259 / 179 / 359 digits, split as in perceiver_jax/data/digits.py; no digit is in two splits.
+Evaluation draws a digit in its place; training in a random one, a little shifted, turned and scaled. Every digit is
+there ten times, in as many places, so that an evaluation depends less on the places drawn: 12,590 / 1,790 / 3,590
+records of 1,259 / 179 / 359 digits, split as in perceiver_jax/data/digits.py; no digit is in two splits.
 """
 
 import dataclasses
@@ -26,7 +25,8 @@ from ml_collections import ConfigDict
 
 from perceiver_jax import types
 from perceiver_jax.data import digits
-from perceiver_jax.data.dataset import ArraySource, Example
+from perceiver_jax.data.dataset import ArraySource, Dataset, Example
+from perceiver_jax.data.labelled_images import image_spec
 from perceiver_jax.data.order import generator
 
 CANVAS = 20                                 # px
@@ -37,14 +37,9 @@ REPEATS = 10                                # records of one digit
 
 @dataclasses.dataclass(frozen=True)
 class PlacedSource:
-  """The digits of one split, each with its place."""
+  """Holds the digits of one split, each with its place."""
 
   digits: ArraySource
-  size: int
-
-  @property
-  def class_names(self) -> list[str]:
-    return digits.CLASS_NAMES
 
   def __len__(self) -> int:
     return REPEATS * len(self.digits)
@@ -55,7 +50,6 @@ class PlacedSource:
       'digit': record['image'],
       'label': record['label'],
       'place': _place(generator('place', self.name(index))),
-      'size': np.array(self.size, np.int32),
     }
 
   def name(self, index: int) -> str:
@@ -63,29 +57,30 @@ class PlacedSource:
     return f'{self.digits.name(digit)} in place {repeat}'
 
 
-def load(config: ConfigDict, split: str) -> PlacedSource:
-  """The records of 'train', 'validation' or 'test'; raises UserError for another split, size or number of classes."""
-  if not 1 <= config.image_size <= CANVAS:
+def load(config: ConfigDict, split: str, *, is_training: bool) -> Dataset:
+  """Returns 'train', 'validation' or 'test'; raises UserError for another split, size or number of classes."""
+  size = config.image_size
+  if not 1 <= size <= CANVAS:
     raise types.UserError(f'placed_digits are drawn on {CANVAS} x {CANVAS} pixels, or fewer by averaging, not '
-                          f'{config.image_size}: set --config.data.image_size={CANVAS}.')
-  return PlacedSource(digits.load(config, split), config.image_size)
+                          f'{size}: set --config.data.image_size={CANVAS}.')
+
+  def prepare(record: Example, *, random: np.random.Generator, position: int, step: int) -> Example:
+    digit, place = record['digit'], record['place']
+    if is_training:
+      place = _place(random)
+      digit = digits.augment(digit, random)
+    return {'image': draw(digit, place, size), 'label': record['label']}
+
+  source = PlacedSource(digits.records(config, split))
+  return Dataset(source, image_spec(config), prepare, class_names=digits.CLASS_NAMES)
 
 
-def augment(example: Example, generator: np.random.Generator) -> Example:
-  """The digit, changed as digits.augment does, in a random place: 'image' [size, size, 1] uint8; the rest stays."""
-  moved = {**example, 'place': _place(generator)}
-  digit = digits.augment({'image': example['digit']}, generator)['image']
-  return view({**moved, 'digit': digit})
-
-
-def view(example: Example) -> Example:
-  """The digit in its place: 'image' [size, size, 1] uint8; the rest stays."""
-  row, column = example['place']
+def draw(digit: np.ndarray, place: np.ndarray, size: int) -> np.ndarray:
+  """Returns a digit [8, 8, 1] at `place` (row, column) of the canvas, at size x size pixels: uint8 [size, size, 1]."""
+  row, column = place
   canvas = np.zeros((CANVAS, CANVAS), np.uint8)
-  canvas[row:row + DIGIT, column:column + DIGIT] = cv2.resize(
-    example['digit'], (DIGIT, DIGIT), interpolation=cv2.INTER_LINEAR)
-  size = int(example['size'])
-  return {**example, 'image': cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)[..., None]}
+  canvas[row:row + DIGIT, column:column + DIGIT] = cv2.resize(digit, (DIGIT, DIGIT), interpolation=cv2.INTER_LINEAR)
+  return cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)[..., None]
 
 
 def _place(generator: np.random.Generator) -> np.ndarray:

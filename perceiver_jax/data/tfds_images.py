@@ -14,16 +14,15 @@ The three never overlap: one trains, one chooses the checkpoint, one gives the f
 of a hash, so the first are a random sample. The authors of Perceiver IO train on all of train (2107.14795, appendix
 A.1), and hold out its first 10,000 where they choose; imagenet2012's own test has no labels.
 
-One record, `load(config, 'train')[0]`, of size 224:
+One record, `load(config, 'train', is_training=False).source[0]`:
 
-  {'image': [[[201, 187, 162], ...], ...], 'label': 2, 'size': 224}         its name: n01484850_1234.JPEG
+  {'image': [[[201, 187, 162], ...], ...], 'label': 2}         its name: n01484850_1234.JPEG
 
   key     shape       dtype    unit               range
   image   [H, W, C]   uint8    brightness (RGB)   0 .. 255; as large as it is stored; a rotation noted is not applied
   label   []          int32    class              0 .. num_classes - 1, in the order of class_names
-  size    []          int32    px                 the side of the square that the model takes
 
-`augment` makes an image of that size out of it for training, `view` for evaluation.
+`augment` makes of it what training sees, `view` what evaluation sees.
 """
 
 from __future__ import annotations
@@ -42,8 +41,9 @@ from ml_collections import ConfigDict
 
 from perceiver_jax.data.augmentation import CENTRAL_SHARE, augment_training, central_crop, resize
 from perceiver_jax.data.build import TARS
-from perceiver_jax.data.dataset import Example, choose
+from perceiver_jax.data.dataset import Dataset, Example, choose
 from perceiver_jax.data.images import decode
+from perceiver_jax.data.labelled_images import of_images
 from perceiver_jax.data.tf_example import parse
 from perceiver_jax.types import UserError
 
@@ -72,8 +72,7 @@ class TfdsSource:
   split: str
   first: int
   num_records: int
-  class_names: Sequence[str]
-  image_size: int
+  num_classes: int
   num_channels: int
 
   def __len__(self) -> int:
@@ -81,13 +80,12 @@ class TfdsSource:
 
   def __getitem__(self, index: int) -> Example:
     data, label = self._features(index, {'image': bytes, 'label': int})
-    if not 0 <= label < len(self.class_names):
-      raise UserError(f'{self.name(index)} has the label {label}, of {len(self.class_names)} classes: '
+    if not 0 <= label < self.num_classes:
+      raise UserError(f'{self.name(index)} has the label {label}, of {self.num_classes} classes: '
                       f'is {self.split} a split without labels?')
     return {
       'image': decode(data, self.num_channels),
       'label': np.array(label, np.int32),
-      'size': np.array(self.image_size, np.int32),
     }
 
   def name(self, index: int) -> str:
@@ -113,8 +111,8 @@ class TfdsSource:
     return [features[name][0] for name in kinds]
 
 
-def load(config: ConfigDict, split: str) -> TfdsSource:
-  """The records of 'train', 'validation' or 'test' at config.path, which stay as large as they are.
+def load(config: ConfigDict, split: str, *, is_training: bool) -> Dataset:
+  """Returns 'train', 'validation' or 'test' of the set at config.path.
 
   Args:
     config: `path` is DIR/<name>, or DIR/<name>/<version> where there are several; `num_classes`, `num_channels` and
@@ -135,26 +133,25 @@ def load(config: ConfigDict, split: str) -> TfdsSource:
   _check_features(directory)
   class_names = _class_names(directory, config.num_classes)
   tfds_split, first, stop = choose(_splits(directory, info), split)
-  return TfdsSource(
+  source = TfdsSource(
     _open(directory, info.name, tfds_split, info.shards[tfds_split]), f'{info.name}/{tfds_split}', first, stop - first,
-    class_names, config.image_size, config.num_channels)
+    len(class_names), config.num_channels)
+  size = config.image_size
+  change = (lambda image, random: augment(image, size, random)) if is_training else (lambda image, _: view(image, size))
+  return of_images(source, config, class_names, change)
 
 
-def augment(example: Example, generator: np.random.Generator) -> Example:
-  """A random part, perhaps mirrored, then by RandAugment: 'image' [size, size, C]; the rest stays.
+def augment(image: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
+  """Returns a random part of an image [H, W, C], perhaps mirrored, then by RandAugment: [size, size, C].
 
-  Of a tiny picture, a tenth of which shows little: all but up to 4 px on two sides, perhaps mirrored, and no more.
+  A tiny picture, a tenth of which shows little, is shifted by up to 4 px, perhaps mirrored, and no more.
   """
-  image, size = example['image'], int(example['size'])
-  seen = resize(_shifted(image, generator), size) if _is_tiny(image) else augment_training(image, size, generator)
-  return {**example, 'image': seen}
+  return resize(_shifted(image, random), size) if _is_tiny(image) else augment_training(image, size, random)
 
 
-def view(example: Example) -> Example:
-  """The central part, as an evaluation sees it, of a tiny picture all: 'image' [size, size, C]; the rest stays."""
-  image = example['image']
-  share = 1.0 if _is_tiny(image) else CENTRAL_SHARE
-  return {**example, 'image': central_crop(image, int(example['size']), share)}
+def view(image: np.ndarray, size: int) -> np.ndarray:
+  """Returns the central part of an image [H, W, C], or all of a tiny one, as evaluation sees it: [size, size, C]."""
+  return central_crop(image, size, 1.0 if _is_tiny(image) else CENTRAL_SHARE)
 
 
 def _is_tiny(image: np.ndarray) -> bool:

@@ -9,15 +9,13 @@ from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from perceiver_jax.data import byte_tokenizer
 from perceiver_jax.tasks import make_task
-from perceiver_jax.types import Batch, Spec, Tree, UserError
-
-_POINTS = {'video_points', 'audio_points'}                # which all examples of a batch share
-_OPTIONAL = {'mask', 'valid', 'patches', *_POINTS}        # what a batch may hold beside what the task's spec says
+from perceiver_jax.types import ALWAYS, Batch, Spec, Task, Tree, UserError, blank_batch
 
 
 class Model(NamedTuple):
@@ -30,17 +28,22 @@ class Model(NamedTuple):
 
 
 def template(config: ConfigDict) -> tuple[Tree, Tree]:
-  """(params, state) of the config's model, as `jax.ShapeDtypeStruct`s: nothing is computed."""
-  task = make_task(config, may_import=False)
-  batch = {name: np.zeros((1, *field.shape), field.dtype) for name, field in task.spec.items()}
-  init = functools.partial(hk.transform_with_state(task.forward).init, is_training=True)
-  return jax.eval_shape(init, jax.ShapeDtypeStruct((2,), np.uint32), batch)  # of a random key
+  """Returns (params, state) of the config's model, as `jax.ShapeDtypeStruct`s: nothing is computed."""
+  return template_of(make_task(config, may_import=False))
+
+
+def template_of(task: Task) -> tuple[Tree, Tree]:
+  """Returns (params, state) of a task's model, as `jax.ShapeDtypeStruct`s."""
+  init = hk.transform_with_state(task.forward).init
+  return jax.eval_shape(
+    lambda key, batch: init(key, _with_typed_keys(batch), is_training=True),
+    jax.ShapeDtypeStruct((2,), np.uint32), blank_batch(task.inputs, 1))
 
 
 def build(config: ConfigDict, params: Tree, state: Tree) -> Model:
-  """The model on the default device, in float32 or whatever the weights are.
+  """Returns the model on the default device, in float32 or whatever dtype the weights have.
 
-  Its `run` takes in a batch whatever `np.asarray` does, and raises UserError for one that is not what the task takes.
+  Its `run` takes in a batch whatever `np.asarray` takes, and raises UserError for one that is not what the task takes.
   """
   task = make_task(config, may_import=False)
   apply = hk.transform_with_state(task.forward).apply
@@ -48,20 +51,25 @@ def build(config: ConfigDict, params: Tree, state: Tree) -> Model:
 
   @functools.partial(jax.jit, static_argnames='capture')
   def compiled(params: Tree, state: Tree, batch: Batch, capture: bool) -> dict[str, Any]:
-    return apply(params, state, None, batch, is_training=False, capture=capture)[0]
+    return apply(params, state, None, _with_typed_keys(batch), is_training=False, capture=capture)[0]
 
   def run(batch: Batch, *, capture: bool = False) -> dict[str, Any]:
-    return jax.tree.map(np.asarray, compiled(params, state, _checked(task.spec, config, batch), capture))
+    return jax.tree.map(np.asarray, compiled(params, state, _checked(task.inputs, batch), capture))
 
   return Model(config, params, state, run)
 
 
-def _checked(spec: Spec, config: ConfigDict, batch: Any) -> dict[str, np.ndarray]:
-  """The batch as arrays. Raises UserError where it has unknown entries, what are no numbers, or no example."""
+def _with_typed_keys(batch: Batch) -> dict[str, Any]:
+  return {**batch, 'key': jax.random.wrap_key_data(jnp.asarray(batch['key']), impl='threefry2x32')}
+
+
+def _checked(spec: Spec, batch: Any) -> dict[str, np.ndarray]:
+  """Returns the batch as arrays, with a mask and keys. Raises UserError for what is not what the task takes."""
+  required = [name for name, field in spec.items() if not field.is_optional]
   if not isinstance(batch, Mapping):
-    raise UserError(f'a batch is a dict of arrays by name, {", ".join(spec)}, not {type(batch).__name__}')
-  if unknown := sorted(str(name) for name in batch if name not in {*spec, *_OPTIONAL}):
-    raise UserError(f'this model has no input {unknown[0]!r}; it takes {", ".join(spec)}')
+    raise UserError(f'a batch is a dict of arrays by name, {", ".join(required)}, not {type(batch).__name__}')
+  if unknown := sorted(str(name) for name in batch if name not in {*spec, *ALWAYS}):
+    raise UserError(f'this model has no input {unknown[0]!r}; it takes {", ".join(required)}')
   arrays = {}
   for name, value in batch.items():
     try:
@@ -70,13 +78,15 @@ def _checked(spec: Spec, config: ConfigDict, batch: Any) -> dict[str, np.ndarray
       raise UserError(f'{name} cannot be made an array: {error}') from error
     if arrays[name].dtype.kind in 'OSUMmc':
       raise UserError(f'{name} is of {arrays[name].dtype}, but a model takes real numbers')
-    if name not in _POINTS and arrays[name].shape[:1] == (0,):
+    if arrays[name].shape[:1] == (0,):
       raise UserError(f'{name} is {list(arrays[name].shape)}: the batch is empty; give it one example at least')
-  tokens, vocab_size = arrays.get('tokens'), config.data.get('vocab_size')
-  # Nobody would notice: JAX takes the nearest row of a table.
-  if tokens is not None and tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
-    raise UserError(f'tokens are from {tokens.min()} to {tokens.max()}; this model knows 0 to {vocab_size - 1}')
-  return arrays
+  for name, field in spec.items():
+    x = arrays.get(name)
+    # JAX would take the nearest row of a table.
+    if field.bound and x is not None and x.dtype.kind in 'iu' and x.size and not 0 <= x.min() <= x.max() < field.bound:
+      raise UserError(f'{name} are from {x.min()} to {x.max()}; this model knows 0 to {field.bound - 1}')
+  size = next((len(arrays[name]) for name in required if name in arrays and arrays[name].ndim), 1)
+  return {**{name: x for name, x in blank_batch({}, size).items() if name not in arrays}, **arrays}
 
 
 def ask(model: Model, batch: Batch, *, capture: bool = False) -> dict[str, Any]:

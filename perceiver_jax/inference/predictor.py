@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -51,7 +52,7 @@ class Predictor(NamedTuple):
     return f'Predictor({self.config.task}, {self.num_parameters:,} parameters{credit})'
 
 
-def load(name: str | Path, path: str | Path | None = None) -> Predictor:
+def load(name: str | Path, path: str | Path | None = None, *, task: str | None = None) -> Predictor:
   """A released model, or one from a directory.
 
   Args:
@@ -59,6 +60,7 @@ def load(name: str | Path, path: str | Path | None = None) -> Predictor:
       video_autoencoding; or a directory: of Hugging Face's `save_pretrained`, of a run of ours (its best checkpoint),
       or of converted weights.
     path: of a released model, the authors' file; without it, it is downloaded once.
+    task: the dotted module of your own task, which is imported: a directory's config alone may not choose what is run.
 
   Raises:
     UserError: no such model, no name or path at all, a file that does not fit it, or no connection and no file.
@@ -68,11 +70,11 @@ def load(name: str | Path, path: str | Path | None = None) -> Predictor:
   _check_path('the name of a model', name)
   if path is not None:
     _check_path('path', path)
-  source = open_source(name, path)
+  source = open_source(name, path, task)
   if source.credit:
     print(f'{name}: weights by {source.credit}', file=sys.stderr)
   model = models.build(source.config, source.params, source.state)
-  module = importlib.import_module(f'perceiver_jax.inference.{source.config.task}')
+  module = task_module(source.config.task)
   predict = functools.partial(module.predict, model)
   if 'class_names' in inspect.signature(module.predict).parameters:
     predict = functools.partial(predict, class_names=source.class_names)
@@ -87,11 +89,18 @@ def load(name: str | Path, path: str | Path | None = None) -> Predictor:
   )
 
 
+def task_module(task: str) -> ModuleType:
+  """Returns inference/<task>.py; inference/arrays.py where the task has no file of its own there."""
+  folder = Path(__file__).parent
+  name = task if (folder / f'{task}.py').is_file() else 'arrays'
+  return importlib.import_module(f'perceiver_jax.inference.{name}')
+
+
 def _logits(model: models.Model, batch_of: Callable[..., Any], logits_of: Callable[..., Any]) -> Callable[..., Any]:
   """`Predictor.logits`; not of a `Source`, which holds weights on the host."""
   def logits(*args: Any, **inputs: Any) -> Any:
     if args:
-      names = ', '.join(f'{name}=' for name in make_task(model.config).spec)
+      names = ', '.join(f'{name}=' for name in make_task(model.config, may_import=False).inputs)
       raise UserError(
         f'logits takes its inputs by name: {names}; of a model of Hugging Face what its PyTorch forward takes, '
         'inputs= or pixel_values=, say')

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from perceiver_jax.config.saved import load_config
-from perceiver_jax.config.values import check, flatten
+from perceiver_jax.config.values import changed, check, flatten
 from perceiver_jax.inference import labels
 from perceiver_jax.inference.labels import class_names
 from perceiver_jax.inference.model import template
 from perceiver_jax.interop import deepmind, huggingface, huggingface_config, huggingface_inputs, torch_file, zoo
 from perceiver_jax.runs import weights
+from perceiver_jax.tasks import import_task
 from perceiver_jax.types import Batch, Tree, UserError
 
 
@@ -39,10 +40,12 @@ _DEPTHS = ('.num_blocks', '.num_self_attends_per_block', '.num_cross_attends')
 _MAX_LAYERS = 10_000
 
 
-def open_source(name: str | Path, path: str | Path | None = None) -> Source:
+def open_source(name: str | Path, path: str | Path | None = None, task: str | None = None) -> Source:
   """The source of `load`; see there."""
   if isinstance(name, str) and name in zoo.MODELS:  # a Path is a directory, whatever it is called
     return _released(name, path)
+  if task is not None:
+    import_task(task)
   directory = Path(name)
   if path is not None:
     raise UserError(f'{name!r} is no released model, so `path` means nothing; those are: {", ".join(zoo.MODELS)}')
@@ -56,9 +59,9 @@ def open_source(name: str | Path, path: str | Path | None = None) -> Source:
     if 'architectures' in _config_json(directory):
       return _huggingface(directory)
     if (directory / 'checkpoints').is_dir():
-      return _run(directory)
+      return _run(directory, task)
     if weights.is_weights(directory):
-      return _ours(directory)
+      return _ours(directory, task)
   raise UserError(
     f'{directory} holds no model: neither one of Hugging Face (a config.json with `architectures`), nor a run of ours '
     '(checkpoints/), nor converted weights (weights.safetensors, by perceiver_jax.convert)')
@@ -94,17 +97,18 @@ def _huggingface(directory: Path) -> Source:
     huggingface_config.class_names(directory))
 
 
-def _run(directory: Path) -> Source:
+def _run(directory: Path, task: str | None) -> Source:
   from perceiver_jax.runs.checkpoint import load_weights
 
-  config = load_config(directory)
+  config = _of_task(load_config(directory), task)
   _, params, state = load_weights(directory)
   weights.check_fits(params, state, _template(config, directory), str(directory))
   return Source(config, params, state, *_native(), class_names(config))
 
 
-def _ours(directory: Path) -> Source:
+def _ours(directory: Path, task: str | None) -> Source:
   loaded = weights.load(directory)
+  loaded = loaded._replace(config=_of_task(loaded.config, task))
   weights.check_fits(loaded.params, loaded.state, _template(loaded.config, directory), str(directory))
   return Source(
     loaded.config, loaded.params, loaded.state, *_native(),
@@ -123,6 +127,11 @@ def _naming(directory: Path) -> Iterator[None]:
     if str(directory) in str(error):
       raise
     raise UserError(f'{directory}: {error}') from error
+
+
+def _of_task(config: ConfigDict, task: str | None) -> ConfigDict:
+  """Returns the config with the task that a person names, if one is named: a module may have moved."""
+  return config if task is None else changed(config, {'task': task})
 
 
 def _template(config: ConfigDict, directory: Path) -> tuple[Tree, Tree]:

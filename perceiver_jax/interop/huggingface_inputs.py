@@ -120,14 +120,14 @@ def _video_batch(config: ConfigDict, value: Any, given: Mapping[str, Any]) -> _B
   batch = {'video': video.transpose(0, 1, 3, 4, 2), 'audio': audio, 'label': label}
   num_outputs = {
     'image': data.num_frames * data.image_size**2, 'audio': data.num_frames * data.samples_per_frame // samples}
-  batch |= _points(given.get('subsampled_output_points'), num_outputs)
+  batch |= _points(given.get('subsampled_output_points'), num_outputs, len(video))
   num_audio, num_image = audio.shape[1] // samples, num_frames * (height // patch) * (width // patch)
   # Both put modalities in the order of their names, and theirs calls the video an image.
   of_audio, of_image, of_label = np.split(np.arange(num_audio + num_image + 1), [num_audio, num_audio + num_image])
   return batch, np.concatenate([of_audio, of_label, of_image])
 
 
-def _points(points: Any, num_outputs: Mapping[str, int]) -> dict[str, np.ndarray]:
+def _points(points: Any, num_outputs: Mapping[str, int], batch_size: int) -> dict[str, np.ndarray]:
   if points is None:
     return {}
   if not isinstance(points, Mapping) or not num_outputs.keys() <= points.keys() <= {*num_outputs, 'label'} or (
@@ -140,7 +140,7 @@ def _points(points: Any, num_outputs: Mapping[str, int]) -> dict[str, np.ndarray
         indices.min() < 0 or indices.max() >= num_outputs[name]):
       raise UserError(
         f'subsampled_output_points[{name!r}] are integers [points] from 0 to {num_outputs[name] - 1}, at least one')
-    chosen[ours] = indices.astype(np.int32)
+    chosen[ours] = np.broadcast_to(indices.astype(np.int32), (batch_size, indices.size))
   return chosen
 
 

@@ -7,7 +7,6 @@ and the core of the factored attention) is not.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,9 +17,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from ml_collections import ConfigDict
 
 from perceiver_jax.config.values import changed
-from perceiver_jax.inference.model import template
+from perceiver_jax.inference.model import template_of
 from perceiver_jax.planning.model import KEY, Model, batch_of
 from perceiver_jax.tasks import make_task
+from perceiver_jax.training.step import Apply, measured, with_typed_keys
 from perceiver_jax.types import Batch, Tree
 
 
@@ -42,8 +42,8 @@ def forward_flops(config: ConfigDict) -> int:
   """
   dense = changed(config, {'attention_impl': 'dense'})
   task = make_task(dense)
-  apply = functools.partial(hk.transform_with_state(task.forward).apply, is_training=True)
-  return flops(apply, *template(dense), KEY, batch_of(task, 1))
+  forward = _forward(hk.transform_with_state(task.forward).apply, is_training=True)
+  return flops(forward, *template_of(task), KEY, batch_of(task, 1))
 
 
 def computed_flops(model: Model, batch_size: int, *, is_training: bool) -> float:
@@ -51,8 +51,13 @@ def computed_flops(model: Model, batch_size: int, *, is_training: bool) -> float
 
   What all examples share is computed once, and what `config.remat` says is computed twice.
   """
-  function = _gradients(model) if is_training else functools.partial(model.apply, is_training=False)
+  function = _gradients(model) if is_training else _forward(model.apply, is_training=False)
   return flops(function, model.params, model.state, KEY, batch_of(model.task, batch_size)) / batch_size
+
+
+def _forward(apply: Apply, *, is_training: bool) -> Callable[..., Any]:
+  return lambda params, state, key, batch: apply(
+    params, state, key, with_typed_keys(batch), is_training=is_training)
 
 
 def _gradients(model: Model) -> Callable[..., Any]:
@@ -61,12 +66,10 @@ def _gradients(model: Model) -> Callable[..., Any]:
 
 def loss_of(model: Model) -> Callable[..., Any]:
   """(params, state, key, batch) -> the loss sum that training differentiates."""
-  loss = model.task.loss
-  assert loss is not None  # or it has no training
-
   def loss_sum(params: Tree, state: Tree, key: Any, batch: Batch) -> Any:
+    batch = with_typed_keys(batch)
     outputs, _ = model.apply(params, state, key, batch, is_training=True)
-    return loss(outputs, batch)[0]
+    return measured(model.task, outputs, batch)['loss'][0]
 
   return loss_sum
 

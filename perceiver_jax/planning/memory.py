@@ -19,6 +19,7 @@ from perceiver_jax.config.values import changed
 from perceiver_jax.planning.flops import loss_of
 from perceiver_jax.planning.model import KEY, Model, batch_of, describe, num_bytes
 from perceiver_jax.processes import parallel
+from perceiver_jax.training.step import with_typed_keys
 from perceiver_jax.types import Tree
 
 
@@ -92,7 +93,8 @@ def compiled(model: Model) -> Line:
 def compiled_bytes(model: Model, size: int) -> int:
   """Bytes of one device that XLA asks for, everything counted, for `size` examples at a time."""
   if model.experiment is None:
-    function = jax.jit(lambda params, state, batch: model.apply(params, state, None, batch, is_training=False)[0])
+    function = jax.jit(lambda params, state, batch: model.apply(
+      params, state, None, with_typed_keys(batch), is_training=False)[0])
     lowered = function.lower(model.params, model.state, batch_of(model.task, size))
   else:
     batch = batch_of(model.task, size * model.config.micro_batches)

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from perceiver_jax.inference.model import template
+from perceiver_jax.inference.model import template_of
 from perceiver_jax.tasks import make_task
 from perceiver_jax.training import experiment
 from perceiver_jax.training.step import Apply
-from perceiver_jax.types import Task, TrainState, Tree
+from perceiver_jax.types import Task, TrainState, Tree, blank_batch
 
 KEY = jax.ShapeDtypeStruct((2,), np.uint32)  # a random key
 
@@ -33,8 +33,8 @@ class Model(NamedTuple):
 def describe(config: ConfigDict) -> Model:
   """The model, and its training where the task can be trained. Raises UserError as `experiment.build` does."""
   task = make_task(config)
-  if None in (task.batches, task.loss, task.metrics):
-    params, state = template(config)
+  if task.measure is None or task.dataset is None:
+    params, state = template_of(task)
     return Model(config, task, hk.transform_with_state(task.forward).apply, params, state, None, None)
   built = experiment.build(config, task)
   train_state = jax.eval_shape(built.init)
@@ -42,9 +42,9 @@ def describe(config: ConfigDict) -> Model:
 
 
 def batch_of(task: Task, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-  """{name: [size, ...]}, as the task's spec says, and 'mask'; of pictures that are mixed, without their partners."""
-  batch = {name: jax.ShapeDtypeStruct((size, *field.shape), np.dtype(field.dtype)) for name, field in task.spec.items()}
-  return {**batch, 'mask': jax.ShapeDtypeStruct((size,), np.dtype('float32'))}
+  """Returns {name: [size, ...]}, a batch of the task's inputs and targets; pictures to be mixed lack their partners."""
+  batch = blank_batch({**task.inputs, **task.targets}, size)
+  return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
 
 
 def num_bytes(tree: Tree) -> int:

@@ -203,6 +203,11 @@ def mean_over_devices(tree: Tree) -> Tree:
   return jax.tree.map(lambda x: jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
+def gather_over_devices(tree: Tree) -> Tree:
+  """Joins the rows of all devices, in their order, inside `over_devices`: [R, ...] -> [devices * R, ...]."""
+  return jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, tiled=True), tree)
+
+
 def device_index() -> jax.Array:
   """Inside `over_devices`: the number of this device, [] int32."""
   return jax.lax.axis_index(AXIS)

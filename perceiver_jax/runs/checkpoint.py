@@ -26,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from perceiver_jax.config.values import parse_best
 from perceiver_jax.runs.files import disk_errors, quiet_orbax
 from perceiver_jax.runs.saved_state import STATE, check_fits, check_size, read_arrays, saved_tree
 from perceiver_jax.types import TrainState, Tree, UserError
@@ -46,14 +47,14 @@ class Checkpoints:
   The newest `keep_last` are kept, and the best. One is deleted only when the one that takes its place is whole.
   """
 
-  def __init__(self, directory: str | Path, *, keep_last: int, best_metric: str) -> None:
+  def __init__(self, directory: str | Path, *, keep_last: int, best: str | None) -> None:
     """Makes the directory, and clears away what a killed save left there.
 
     Args:
       directory: for checkpoints and nothing else.
       keep_last: how many of the newest to keep, at least 1.
-      best_metric: the name in `metrics` that says which is best: the largest, or the smallest if it ends in 'loss';
-        of equals, the newest. A checkpoint without it, or with a NaN, is never the best.
+      best: which one is the best, 'lowest validation/loss' or 'highest validation/accuracy'; the newest of equals. A
+        checkpoint without that figure, or with a NaN, is never the best. None: no checkpoint is the best.
 
     Raises:
       UserError: nothing can be written there, or keep_last < 1.
@@ -61,7 +62,7 @@ class Checkpoints:
     if keep_last < 1:
       raise UserError(f'checkpoint.keep_last is {keep_last}: a run must keep at least 1 checkpoint')
     self._directory = Path(directory).absolute()
-    self._keep_last, self._best_metric = keep_last, best_metric
+    self._keep_last, self._best = keep_last, best
     self._scores, self._damaged = _scores(self._directory), set[int]()
     with disk_errors(f'cannot write checkpoints to {self._directory}'):
       self._directory.mkdir(parents=True, exist_ok=True)
@@ -101,7 +102,7 @@ class Checkpoints:
       UserError: this save, or the one before it, could not be written.
     """
     values = {name: float(value) for name, value in (metrics or {}).items()}
-    record = json.loads(json.dumps({'extras': extras, 'metrics': values, 'best_metric': self._best_metric}))
+    record = json.loads(json.dumps({'extras': extras, 'metrics': values, 'best': self._best}))
     self.wait()
     path, exists = self._directory / str(step), step in self._manager.all_steps()
     if exists and step in self._damaged:
@@ -154,7 +155,7 @@ class Checkpoints:
     return None
 
   def best_step(self) -> int | None:
-    """The step on disk with the best `best_metric`, after waiting for a save under way; None if none has it."""
+    """The step on disk that is the best, after waiting for a save under way; None if none has it."""
     self.wait()
     return _best({step: self._scores[step] for step in saved_steps(self._directory) if step not in self._damaged})
 
@@ -235,8 +236,9 @@ def _scores(directory: Path) -> dict[int, float]:
 
 def _score(record: Mapping[str, Any]) -> float:
   """The larger the better; -inf where the metric is missing or NaN."""
-  value = record['metrics'].get(record['best_metric'], math.nan)
-  value = -value if record['best_metric'].endswith('loss') else value
+  direction, name = parse_best(record['best']) or ('highest', '')
+  value = record['metrics'].get(name, math.nan)
+  value = -value if direction == 'lowest' else value
   return -math.inf if math.isnan(value) else value
 
 
@@ -275,7 +277,7 @@ def _read_record(checkpoint: Path) -> dict[str, Any]:
 
 def _is_record(record: dict[str, Any]) -> bool:
   match record:
-    case {'extras': dict(), 'metrics': dict(metrics), 'best_metric': str(), 'files': dict(files)}:
+    case {'extras': dict(), 'metrics': dict(metrics), 'best': str() | None, 'files': dict(files)}:
       return all(type(value) is float for value in metrics.values()) and all(map(_is_of_state, files))
   return False
 

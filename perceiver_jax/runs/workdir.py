@@ -17,6 +17,8 @@ from perceiver_jax.runs.lock import lock
 from perceiver_jax.runs.log import Log, read_history
 from perceiver_jax.types import History, TrainState, Tree, UserError
 
+FINISHED_MARK = 'run/finished'               # in the last line of the log of a run that has finished
+
 
 def check_same_config(config: ConfigDict) -> None:
   """Raises UserError in a process whose config is not that of process 0; where the data lies may differ."""
@@ -29,13 +31,13 @@ def check_same_config(config: ConfigDict) -> None:
 
 
 def last_line_if_finished(config: ConfigDict, path: str) -> dict[str, float] | None:
-  """The test figures, where the folder holds a finished run of this config; writes nothing.
+  """The final figures, where the folder holds a finished run of this config; writes nothing.
 
   Raises UserError where it holds another one's, or a damaged log.
   """
   def read() -> tuple[None, dict[str, float] | None]:
     history = read_history(path)
-    is_finished = bool(history) and 'test/loss' in history[-1]
+    is_finished = bool(history) and FINISHED_MARK in history[-1]
     check_workdir(config, path, is_new=not is_finished and _is_new(path))
     return None, history[-1] if is_finished else None
 
@@ -61,7 +63,7 @@ class Workdir:
         claim(self._config, self.path, is_new=_is_new(self.path))
         self._checkpoints = stack.enter_context(Checkpoints(
           _checkpoints(self.path), keep_last=self._config.checkpoint.keep_last,
-          best_metric=self._config.checkpoint.best_metric))
+          best=self._config.checkpoint.best))
         self._open = stack.pop_all()
     return self
 

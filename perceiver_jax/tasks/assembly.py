@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from perceiver_jax.core.input_array import InputArray, Pack
@@ -56,3 +57,20 @@ def decoder(config: ConfigDict, output_channels: int | None, **others: Any) -> D
   return Decoder(
     output_channels, model.query_residual, gelu=model.gelu, masked_rows=model.masked_rows,
     attention_impl=config.attention_impl, **others)
+
+
+def with_captured(outputs: dict[str, Any], captured: Captured, decoder_weights: Any, capture: bool) -> dict[str, Any]:
+  """Returns the outputs, and what the attentions looked at where it was asked for."""
+  return {**outputs, 'captured': {**captured, 'decoder': decoder_weights}} if capture else outputs
+
+
+def moved_pixels(config: ConfigDict) -> np.ndarray | None:
+  """Returns which pixel of a picture stands in each place, [H * W]; None where none was moved."""
+  from perceiver_jax.data.permutation import permutation
+
+  return None if config.data.permutation == 'none' else permutation(config.data.image_size**2)
+
+
+def pixel_order(config: ConfigDict) -> np.ndarray | None:
+  """Returns the same for pixels that moved with their positions; None where positions stayed."""
+  return moved_pixels(config) if config.data.permutation == 'joint' else None

@@ -15,17 +15,28 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from perceiver_jax import losses, metrics
 from perceiver_jax.adapters.text import text_inputs, token_logits, token_table
 from perceiver_jax.core.perceiver import learned_query
 from perceiver_jax.tasks import assembly
-from perceiver_jax.types import Array, Batch, Field, Task
+from perceiver_jax.types import Array, Batch, Field, Mean, Task
 
 
 def make(config: ConfigDict) -> Task:
-  """The task; it cannot be trained yet."""
-  length = (config.data.max_length,)
-  spec = {'tokens': Field(length, 'int32'), 'valid': Field(length, 'uint8')}
-  return Task(spec=spec, forward=functools.partial(_forward, config))
+  """Returns the task; it has no data of its own yet.
+
+  `targets` are the tokens that stood in the text, and `is_masked` is 1 where a token was hidden.
+  """
+  length, vocab_size = (config.data.max_length,), config.data.vocab_size
+  return Task(
+    inputs={
+      'tokens': Field(length, 'int32', bound=vocab_size),
+      'valid': Field(length, 'uint8', bound=2, is_optional=True),
+    },
+    targets={'targets': Field(length, 'int32', bound=vocab_size), 'is_masked': Field(length, 'uint8', bound=2)},
+    forward=functools.partial(_forward, config),
+    measure=_measure,
+  )
 
 
 def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
@@ -41,10 +52,19 @@ def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bo
   query = learned_query(data.max_length, model.token_channels, tokens.shape[0])
   answers, weights = decoder(
     query, latents, query_mask=_query_mask(valid, data.max_length), is_training=is_training, capture=capture)
-  outputs: dict[str, Any] = {'logits': token_logits(answers, table)}
-  if capture:
-    outputs['captured'] = {**captured, 'decoder': weights}
-  return outputs
+  return assembly.with_captured({'logits': token_logits(answers, table)}, captured, weights, capture)
+
+
+def _measure(outputs: dict[str, Any], batch: Batch) -> dict[str, Mean]:
+  """Computes cross-entropy and accuracy over the hidden tokens: a text with few of them weighs as little."""
+  num_tokens = batch['tokens'].shape[1]
+  mask = (batch['mask'][:, None] * (batch['is_masked'] != 0)).reshape(-1)
+  logits = outputs['logits'][:, :num_tokens].reshape(mask.size, -1)
+  targets = batch['targets'].reshape(-1)
+  return {
+    'loss': losses.softmax_cross_entropy(logits, targets, mask),
+    'accuracy': metrics.top_k_accuracy(logits, targets, mask, k=1),
+  }
 
 
 def _query_mask(valid: Array | None, num_queries: int) -> jax.Array | None:

@@ -17,10 +17,13 @@ from perceiver_jax.types import Batch, Field, Task
 
 
 def make(config: ConfigDict) -> Task:
-  """The task; it cannot be trained yet."""
+  """Returns the task; it cannot be trained yet."""
   length = (config.data.max_length,)
-  spec = {'tokens': Field(length, 'int32'), 'valid': Field(length, 'uint8')}
-  return Task(spec=spec, forward=functools.partial(_forward, config))
+  inputs = {
+    'tokens': Field(length, 'int32', bound=config.data.vocab_size),
+    'valid': Field(length, 'uint8', bound=2, is_optional=True),
+  }
+  return Task(inputs=inputs, targets={}, forward=functools.partial(_forward, config))
 
 
 def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
@@ -33,7 +36,4 @@ def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bo
   query = learned_query(1, model.query_channels, latents.shape[0])
   decoder = assembly.decoder(config, data.num_classes)
   answers, weights = decoder(query, latents, is_training=is_training, capture=capture)
-  outputs: dict[str, Any] = {'logits': answers[:, 0]}
-  if capture:
-    outputs['captured'] = {**captured, 'decoder': weights}
-  return outputs
+  return assembly.with_captured({'logits': answers[:, 0]}, captured, weights, capture)

@@ -35,21 +35,26 @@ MOST_QUERY_VALUES = 2**24  # of the queries in memory at once; 64 MiB of float32
 
 
 def make(config: ConfigDict) -> Task:
-  """The task; it cannot be trained yet."""
-  data = config.data
-  spec = {
+  """Returns the task; it cannot be trained yet."""
+  data, patch_size = config.data, config.model.audio.patch_size
+  num_samples = data.num_frames * data.samples_per_frame
+  inputs = {
     'video': Field((data.num_frames, data.image_size, data.image_size, 3), 'uint8'),
-    'audio': Field((data.num_frames * data.samples_per_frame,), 'float32'),
+    'audio': Field((num_samples,), 'float32'),
     'label': Field((data.num_classes,), 'float32'),
+    'valid': Field(('elements',), 'uint8', is_optional=True),
+    'video_points': Field(
+      ('points',), 'int32', bound=data.num_frames * data.image_size**2, is_optional=True),
+    'audio_points': Field(('points',), 'int32', num_samples // patch_size, is_optional=True),
   }
-  return Task(spec=spec, forward=functools.partial(_forward, config))
+  return Task(inputs=inputs, targets={}, forward=functools.partial(_forward, config))
 
 
 def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
   """{'video': [B, T, H, W, 3], in 0..1, 'audio': [B, S], in -1..1, 'label': logits [B, E]}.
 
   `batch` holds video, uint8 or float in 0..1, audio in -1..1, and a one-hot label, which the model never sees: it is
-  masked out. If it holds 'video_points' [O] or 'audio_points', flat indices of pixels or audio patches, only these are
+  masked out. With 'video_points' [B, O] or 'audio_points', flat indices of pixels or audio patches, only these are
   decoded: [B, O, 3] and [B, O * patch_size]. 'valid' [B, M] may mask elements of the packed inputs, in the order audio,
   label, video (the authors' is audio, video, label). Clips may be of another length or size than those of the config,
   which say how much is decoded.
@@ -69,9 +74,7 @@ def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bo
     'audio': audio.reshape(audio.shape[0], -1),
     'label': hk.Linear(data.num_classes, name='label_output')(label)[:, 0],
   }
-  if capture:
-    outputs['captured'] = captured
-  return outputs
+  return {**outputs, 'captured': captured} if capture else outputs
 
 
 def _inputs(config: ConfigDict, batch: Batch) -> Pack:
@@ -103,9 +106,10 @@ def _decode(
   config: ConfigDict, decoder: Callable[..., Any], latents: jax.Array, name: str, num_outputs: int,
   shape: tuple[int, ...], points: Array | None,
 ) -> jax.Array:
-  """[B, O, num_outputs]: the answers at `points` [O], flat indices into a grid of `shape`, or at all its cells."""
-  if points is not None and (points.ndim != 1 or not jnp.issubdtype(points.dtype, jnp.integer)):
-    raise UserError(f'{name}_points are integers [points], not {points.dtype} {list(points.shape)}')
+  """Returns [B, O, num_outputs]: the answers at `points` [B, O], flat indices, or at all cells of `shape`."""
+  if points is not None and (points.ndim != 2 or not jnp.issubdtype(points.dtype, jnp.integer)):
+    raise UserError(f'{name}_points are integers [batch, points], of each example its own; not {points.dtype} '
+                    f'{list(points.shape)}')
   model, batch_size = config.model, latents.shape[0]
   bands, num_channels = model[name], _query_channels(model)
   linear = LinearParameters(model.output_channels, num_outputs, name=f'{name}_output')()
@@ -113,10 +117,10 @@ def _decode(
     query = grid_query(
       shape, bands.num_bands, bands.max_resolution, num_channels, batch_size, f'{name}_query_padding')
     return decoder(query, latents, linear=linear)[0]
-  cells = jnp.arange(math.prod(shape)) if points is None else points
+  cells = jnp.arange(math.prod(shape))[None] if points is None else points
 
   def answer(rows: Any) -> jax.Array:
-    query = fourier_query(cell_coordinates(cells[rows], shape), bands.num_bands, bands.max_resolution, batch_size)
+    query = fourier_query(cell_coordinates(cells[:, rows], shape), bands.num_bands, bands.max_resolution, batch_size)
     return decoder(padded_query(query, num_channels, f'{name}_query_padding'), latents, linear=linear)[0]
 
-  return in_chunks(answer, len(cells), max(1, MOST_QUERY_VALUES // (batch_size * num_channels)))
+  return in_chunks(answer, cells.shape[1], max(1, MOST_QUERY_VALUES // (batch_size * num_channels)))

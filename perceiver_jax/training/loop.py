@@ -7,24 +7,28 @@ import functools
 import math
 import os
 import sys
-from typing import NamedTuple, TextIO
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import jax
 from absl import logging
 from ml_collections import ConfigDict
 
 from perceiver_jax import metrics
-from perceiver_jax.config.values import check
+from perceiver_jax.config.values import check, parse_best
 from perceiver_jax.processes import parallel
 from perceiver_jax.processes.interruption import INTERRUPTED, Agreement, Interruption
-from perceiver_jax.runs.workdir import Workdir, check_same_config, last_line_if_finished
+from perceiver_jax.runs.workdir import FINISHED_MARK, Workdir, check_same_config, last_line_if_finished
 from perceiver_jax.training.evaluate import evaluate, predictor
-from perceiver_jax.training.experiment import Experiment, build
+from perceiver_jax.training.experiment import Experiment, build, open_split, open_splits
 from perceiver_jax.training.init_from import init_from
 from perceiver_jax.training.profile import profiler
 from perceiver_jax.training.progress import Progress, Window, summary
-from perceiver_jax.training.step import averaged, get_means
-from perceiver_jax.types import NumericsError, Task, TrainState, Tree, UserError
+from perceiver_jax.training.step import averaged, evaluate_batch
+from perceiver_jax.types import NumericsError, Task, TrainState, Tree, UserError, blank_batch
+
+if TYPE_CHECKING:
+  from perceiver_jax.data.dataset import Dataset
 
 FINISHED = 0  # exit code
 
@@ -35,11 +39,13 @@ def due(step: int, every: int, last: int) -> bool:
 
 
 class Run(NamedTuple):
-  """What the parts of one run share."""
+  """Holds what the parts of one run share."""
 
   config: ConfigDict
   workdir: Workdir
   task: Task
+  train_set: Dataset
+  eval_sets: dict[str, Dataset]             # {split: ...}, of config.eval.splits and final_splits
   experiment: Experiment
   interruption: Interruption
   is_ending: Agreement
@@ -72,8 +78,10 @@ def train(config: ConfigDict, workdir: str, task: Task, *, profile_steps: int = 
     _say(f'{workdir} has finished already: {summary(last_line)}')
     _check_figures(last_line)
     return FINISHED
+  train_set = open_split(config, task, 'train', is_training=True)
+  eval_sets = open_splits(config, task, (*config.eval.splits, *config.eval.final_splits))
   template = jax.eval_shape(experiment.init)
-  _check_evaluation(config, task, experiment, template)
+  _check_best(config, task, experiment, template, eval_sets)
   with Interruption() as interruption, Workdir(config, workdir, template) as folder:
     make = functools.partial(_new_state, config, experiment)
     with interruption.at_once():
@@ -81,7 +89,8 @@ def train(config: ConfigDict, workdir: str, task: Task, *, profile_steps: int = 
     if int(state.step):
       _say(f'Resuming at step {int(state.step)} of {config.num_steps}.', file=sys.stderr)
     folder.open_log(int(state.step))
-    run = Run(config, folder, task, experiment, interruption, Agreement(interruption))
+    run = Run(
+      config, folder, task, train_set, eval_sets, experiment, interruption, Agreement(interruption))
     if int(state.step) < config.num_steps:
       _say('Compiling the training step ...', file=sys.stderr)
     step = _take_steps(run, state, extras, profile_steps)
@@ -98,19 +107,22 @@ def _say(text: str, file: TextIO | None = None) -> None:
     print(text, file=file, flush=True)
 
 
-def _check_evaluation(config: ConfigDict, task: Task, experiment: Experiment, template: TrainState) -> None:
-  """Tries what is needed only later: a fault of the test data, say, should not show after hours of training."""
-  assert task.batches  # or build had refused it
-  size = parallel.round_up(config.eval.batch_size)
-  for split in ('validation', 'test'):
-    with contextlib.closing(
-        task.batches(split, batch_size=size, is_training=False, rows=parallel.rows(size))) as batches:
-      batch = next(batches)
-  means = jax.eval_shape(functools.partial(get_means, task, experiment.apply), template.params, template.state, batch)
-  names = [f'validation/{name}' for name in means]
-  if config.checkpoint.best_metric not in names:
+def _check_best(
+  config: ConfigDict, task: Task, experiment: Experiment, template: TrainState, eval_sets: dict[str, Dataset],
+) -> None:
+  """Raises UserError where `checkpoint.best` names nothing that is measured: it would show after hours of training."""
+  best = parse_best(config.checkpoint.best)
+  if best is None or task.scores is not None:  # whose names nobody knows yet
+    return
+  names = []
+  for split in config.eval.splits:
+    batch = blank_batch(eval_sets[split].spec, 1)
+    means, _ = jax.eval_shape(
+      functools.partial(evaluate_batch, task, experiment.apply), template.params, template.state, batch)
+    names += [f'{split}/{name}' for name in means]
+  if best[1] not in names:
     raise UserError(
-      f'checkpoint.best_metric={config.checkpoint.best_metric!r} is not measured; there are {", ".join(names)}')
+      f'checkpoint.best={config.checkpoint.best!r}: {best[1]} is not measured; there are {", ".join(names)}')
 
 
 def _new_state(config: ConfigDict, experiment: Experiment) -> tuple[TrainState, dict]:
@@ -124,13 +136,14 @@ def _new_state(config: ConfigDict, experiment: Experiment) -> tuple[TrainState, 
 
 def _take_steps(run: Run, state: TrainState, extras: dict, profile_steps: int) -> int:
   """Trains from `state` to the last step or an interruption, saved either way. Returns the number of steps taken."""
+  from perceiver_jax.data import pipeline
+
   config, last, first = run.config, run.config.num_steps, int(state.step)
   step, evaluated, window = first, extras['evaluated'], Window(extras['window'])
   state = parallel.replicate(state)
-  assert run.task.batches  # or build had refused it
   with (
-    contextlib.closing(run.task.batches(
-      'train', batch_size=config.batch_size, is_training=True, first_step=first,
+    contextlib.closing(pipeline.batches(
+      run.train_set, 'train', batch_size=config.batch_size, is_training=True, seed=config.seed, first_step=first,
       rows=parallel.rows(config.batch_size))) as batches,
     Progress(first, last, config.batch_size) as progress,
     profiler(run.workdir.path, first, profile_steps if parallel.process_id() == 0 else 0) as before_step,
@@ -140,7 +153,7 @@ def _take_steps(run: Run, state: TrainState, extras: dict, profile_steps: int) -
       values = None
       if due(step, config.eval.every_steps, last) and not evaluated:
         with progress.paused():
-          values = _evaluate(run, averaged(state), state.state, 'validation')
+          values = _evaluate(run, averaged(state), state.state, config.eval.splits)
         evaluated = values is not None
         if values is not None:
           run.workdir.write(step, values)
@@ -170,10 +183,17 @@ def _take_steps(run: Run, state: TrainState, extras: dict, profile_steps: int) -
         _check_numerics(state, config.max_skipped)
 
 
-def _evaluate(run: Run, params: Tree, state: Tree, split: str) -> dict[str, float] | None:
-  return evaluate(
-    run.task, run.experiment, params, state, split,
-    batch_size=run.config.eval.batch_size, interrupted=run.is_ending)
+def _evaluate(run: Run, params: Tree, state: Tree, splits: Sequence[str]) -> dict[str, float] | None:
+  """Returns the figures of some splits, {'split/name': value}; None if it was interrupted."""
+  values: dict[str, float] = {}
+  for split in splits:
+    found = evaluate(
+      run.task, run.experiment, params, state, split, run.eval_sets[split],
+      batch_size=run.config.eval.batch_size, interrupted=run.is_ending)
+    if found is None:
+      return None
+    values |= found.values
+  return values
 
 
 def _check_numerics(state: TrainState, max_skipped: int) -> None:
@@ -185,22 +205,22 @@ def _check_numerics(state: TrainState, max_skipped: int) -> None:
 
 
 def _check_figures(line: dict[str, float]) -> None:
-  """Raises NumericsError where a run that took all its steps has come to nothing; `line` is the last of its log."""
-  if not math.isfinite(line['test/loss']):
-    raise NumericsError(
-      f'test/loss is {line["test/loss"]} by the checkpoint of step {line["checkpoint/best_step"]:.0f}: '
-      'the run diverged.\n'
-      'Lower optimizer.peak_lr, or look at the data, and train into another --workdir.')
+  """Raises NumericsError where a run that took all its steps has diverged; `line` is the last of its log."""
+  for name, value in line.items():
+    if name.endswith('/loss') and not math.isfinite(value):
+      raise NumericsError(
+        f'{name} is {value} by the checkpoint of step {line["checkpoint/best_step"]:.0f}: the run diverged.\n'
+        'Lower optimizer.peak_lr, or look at the data, and train into another --workdir.')
 
 
 def _finish(run: Run) -> int:
-  """The best checkpoint's figures on the test split, the picture, and the last line: the run has finished."""
+  """Evaluates the best checkpoint on the final splits, draws, and writes the line that says: the run has finished."""
   state, best = run.workdir.best_state()
   params, model_state = parallel.replicate((averaged(state), state.state))
-  values = _evaluate(run, params, model_state, 'test')
+  values = _evaluate(run, params, model_state, run.config.eval.final_splits)
   if values is None:
     return INTERRUPTED
-  line = {**values, 'checkpoint/best_step': float(best)}
+  line = {**values, 'checkpoint/best_step': float(best), FINISHED_MARK: 1.0}
   if parallel.process_id() == 0:
     _draw(run, state, line)
   run.workdir.write(run.config.num_steps, line)

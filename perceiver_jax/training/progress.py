@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from perceiver_jax import metrics
 from perceiver_jax.processes import parallel
+from perceiver_jax.training.step import STEP_FIGURES
 from perceiver_jax.types import Batch, Mean, Tree
 
 QUIET_SECONDS = 10.0  # an evaluation that takes no longer shows no progress
@@ -42,7 +43,8 @@ class Window:
 def summary(values: dict[str, float]) -> str:
   """The metrics among `values` in one line for people: 'test/loss 0.08, test/accuracy 0.98'."""
   return ', '.join(
-    f'{name} {value:.4g}' for name, value in values.items() if name.startswith(('train/', 'validation/', 'test/')))
+    f'{name} {value:.4g}' for name, value in values.items()
+    if '/' in name and not name.startswith(('speed/', 'checkpoint/', 'run/')))
 
 
 def _is_terminal() -> bool:
@@ -80,7 +82,8 @@ class Progress:
     There is none, {}, where the clock has seen no step: the first step of a process compiles, and is not timed.
     """
     now, num_steps = time.monotonic(), step - self._step
-    words = [f'{name} {values[f"train/{name}"]:.4g}' for name in ('loss', 'accuracy') if f'train/{name}' in values]
+    measured = {name.removeprefix('train/'): value for name, value in values.items()}
+    words = [f'{name} {value:.4g}' for name, value in measured.items() if name not in STEP_FIGURES]
     rates, eta = {}, []
     if num_steps:
       seconds_per_step = (now - self._time) / num_steps

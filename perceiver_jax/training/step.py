@@ -13,7 +13,10 @@ from ml_collections import ConfigDict
 from perceiver_jax.processes import parallel
 from perceiver_jax.types import Array, Batch, Mean, Task, TrainState, Tree
 
-Apply = Callable[..., tuple[dict, Tree]]  # (params, state, key, batch, *, is_training) -> (outputs, state)
+STEP_FIGURES = frozenset((               # what a step reports besides the task's own metrics
+  'learning_rate', 'gradient_norm', 'parameter_norm', 'skipped_steps', 'unreadable_examples'))
+
+Apply = Callable[..., tuple[Any, Tree]]  # (params, state, key, batch, *, is_training) -> (outputs, state)
 
 
 def init_state(
@@ -58,9 +61,9 @@ def make_train_step(
     kept = state._replace(step=state.step + 1, num_skipped=state.num_skipped + 1)
     means |= {name: (value, 1.0) for name, value in {'learning_rate': schedule(state.step), **norms}.items()}
     means = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), means)
-    means['num_skipped'] = (1.0 - finite, 1.0)
+    means['skipped_steps'] = (1.0 - finite, 1.0)
     # A training batch is never padded, so an example of weight 0 is one that could not be read.
-    means['num_corrupt'] = (parallel.sum_over_devices(jnp.sum(batch['mask'] == 0.0)), 1.0)
+    means['unreadable_examples'] = parallel.sum_over_devices((jnp.sum(batch['mask'] == 0.0), float(len(batch['mask']))))
     return _select(finite, updated, kept), means
 
   return train_step
@@ -72,8 +75,9 @@ def _accumulate(
   """Gradients of the loss sum, the model's state, and metrics, added up over micro-batches."""
 
   def loss_sum(params: Tree, model_state: Tree, key: jax.Array, rows: Batch) -> tuple[Any, tuple[Tree, Tree]]:
+    rows = with_typed_keys(rows)
     outputs, model_state = apply(params, model_state, key, rows, is_training=True)
-    means = _means(task, outputs, rows)
+    means = measured(task, outputs, rows)
     return means['loss'][0], (model_state, means)
 
   differentiate = jax.grad(loss_sum, has_aux=True)
@@ -128,18 +132,34 @@ def _select(condition: jax.Array, if_true: Tree, if_false: Tree) -> Tree:
   return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
 
 
-def get_means(task: Task, apply: Apply, params: Tree, state: Tree, batch: Batch) -> dict[str, Mean]:
-  """The loss and metrics of a batch, not training."""
-  batch = _zeroed(batch)
+def with_typed_keys(batch: Batch) -> dict[str, Array]:
+  """Returns the batch with 'key', [B, 2] uint32, as random keys [B]."""
+  return {**batch, 'key': jax.random.wrap_key_data(jnp.asarray(batch['key']), impl='threefry2x32')}
+
+
+def measured(task: Task, outputs: Any, batch: Batch) -> dict[str, Mean]:
+  """Returns what the task measures."""
+  assert task.measure is not None           # or experiment.build had refused it
+  return task.measure(outputs, batch)
+
+
+def evaluate_batch(
+  task: Task, apply: Apply, params: Tree, state: Tree, batch: Batch,
+) -> tuple[dict[str, Mean], dict[str, Array]]:
+  """Returns what `measure` says of a batch, and the rows that `scores` needs, with their mask; {} without scores."""
+  batch = with_typed_keys(_zeroed(batch))
   outputs, _ = apply(params, state, None, batch, is_training=False)
-  return _means(task, outputs, batch)
+  rows = {**task.per_example(outputs, batch), 'mask': batch['mask']} if task.per_example else {}
+  return measured(task, outputs, batch), rows
 
 
-def _means(task: Task, outputs: Any, batch: Batch) -> dict[str, Mean]:
-  assert task.loss and task.metrics  # or experiment.build had refused it
-  return {'loss': task.loss(outputs, batch), **task.metrics(outputs, batch)}
+def make_eval_step(task: Task, apply: Apply) -> Callable[[Tree, Tree, Batch], tuple[dict[str, Mean], dict[str, Array]]]:
+  """Returns the evaluation of one device's rows of a batch; to be run by `parallel.over_devices`.
 
+  It sums means over the devices, and gathers the rows of all of them.
+  """
+  def eval_step(params: Tree, state: Tree, batch: Batch) -> tuple[dict[str, Mean], dict[str, Array]]:
+    means, rows = evaluate_batch(task, apply, params, state, batch)
+    return parallel.sum_over_devices(means), parallel.gather_over_devices(rows)
 
-def make_eval_step(task: Task, apply: Apply) -> Callable[[Tree, Tree, Batch], dict[str, Mean]]:
-  """(params, state, one device's rows) -> loss and metrics of all devices' rows; for `parallel.over_devices`."""
-  return lambda params, state, batch: parallel.sum_over_devices(get_means(task, apply, params, state, batch))
+  return eval_step

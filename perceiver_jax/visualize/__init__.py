@@ -5,10 +5,12 @@ Every function takes NumPy arrays and writes one PNG, which is replaced whole or
 
 from perceiver_jax.visualize.attention import attention_over_pixels
 from perceiver_jax.visualize.classification import classification_summary
+from perceiver_jax.visualize.curves import curves_picture
 from perceiver_jax.visualize.flow import flow_colours, flow_picture
 from perceiver_jax.visualize.reconstruction import reconstruction
 from perceiver_jax.visualize.text import masked_words
 
 __all__ = [
-  'attention_over_pixels', 'classification_summary', 'flow_colours', 'flow_picture', 'masked_words', 'reconstruction',
+  'attention_over_pixels', 'classification_summary', 'curves_picture', 'flow_colours', 'flow_picture', 'masked_words',
+  'reconstruction',
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,14 @@ from perceiver_jax.visualize.canvas import (
   ORANGE,
   SMALL,
   Panel,
+  new_figure,
   page_of,
   place,
+  save,
   style_axes,
 )
+
+HEIGHT = 620
 
 TRAIN: dict[str, Any] = dict(color=BLUE, linewidth=2, linestyle='-', marker='')
 VALIDATION: dict[str, Any] = dict(color=ORANGE, linewidth=2, linestyle='-', marker='o', markersize=5)
@@ -43,6 +49,35 @@ def training_curves(panel: Panel, history: History) -> None:
   accuracy.yaxis.set_major_formatter(PercentFormatter(1))
   accuracy.set_ylim(top=min(accuracy.get_ylim()[1], 1.02))
   accuracy.set_xlabel('step', fontsize=SMALL, color=GREY)
+
+
+def curves_picture(path: str | os.PathLike[str], history: History) -> None:
+  """Draws the loss of a run, and below it the first other figure that its evaluations measured, as one PNG.
+
+  Args:
+    path: where the PNG goes.
+    history: the lines of metrics.jsonl; the names of the splits are those that it holds.
+  """
+  figure = new_figure(HEIGHT, 'Training')
+  panel: Any = figure.subfigures(1, 1)
+  page_of(panel, '')
+  splits = list(dict.fromkeys(name.partition('/')[0] for line in history for name in line if name.endswith('/loss')))
+  evaluated = [split for split in splits if split != 'train']
+  others = [name for line in history for name in line
+            if name.partition('/')[0] in evaluated and not name.endswith('/loss')]
+  names = ['loss', *(others[0].partition('/')[2] for _ in others[:1])]
+  left, top, gap, bottom = MARGIN + 42, HEADING_HEIGHT + 26, 56, 62
+  height = (panel.bbox.height - top - bottom - gap * (len(names) - 1)) / len(names)
+  for row, name in enumerate(names):
+    axes = place(panel, left, top + row * (height + gap), panel.bbox.width - left - MARGIN, height)
+    style_axes(axes)
+    for split, colour in zip(['train', *evaluated], cycle((BLUE, ORANGE, INK, GREY)), strict=False):
+      steps, values = series(history, f'{split}/{name}')
+      axes.plot(steps, values, color=colour, linewidth=2, marker='' if len(steps) > 1 else 'o', label=split)
+    axes.set_title(name, loc='left', fontsize=SMALL + 1, color=INK, weight='bold', pad=8)
+    axes.legend(fontsize=SMALL, labelcolor=INK, frameon=False)
+  axes.set_xlabel('step', fontsize=SMALL, color=GREY)
+  save(figure, path)
 
 
 def curve_legend(panel: Panel, axes: Axes) -> None:
