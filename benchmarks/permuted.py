@@ -181,7 +181,7 @@ def measure(config: ConfigDict, task: Task, workdir: pathlib.Path) -> dict[str, 
   accuracy = {}
   with Checkpoints(
       str(workdir / 'checkpoints'), keep_last=config.checkpoint.keep_last,
-      best_metric=config.checkpoint.best_metric) as checkpoints:
+      best=config.checkpoint.best) as checkpoints:
     for share in SHARES:
       state, _ = checkpoints.restore(int(share * config.num_steps), template)
       params, model_state = parallel.replicate((averaged(state), state.state))

@@ -198,7 +198,7 @@ def last_state(workdir: Path) -> tuple[TrainState, dict[str, Any]]:
   config = load_config(workdir)
   template = jax.eval_shape(build(config, image_classification.make(config)).init)
   with Checkpoints(
-    workdir / 'checkpoints', keep_last=config.checkpoint.keep_last, best_metric=config.checkpoint.best_metric,
+    workdir / 'checkpoints', keep_last=config.checkpoint.keep_last, best=config.checkpoint.best,
   ) as checkpoints:
     restored = checkpoints.restore_latest(template)
   if not restored:

@@ -82,6 +82,7 @@ def train(config: ConfigDict, workdir: str, task: Task, *, profile_steps: int = 
   eval_sets = open_splits(config, task, (*config.eval.splits, *config.eval.final_splits))
   template = jax.eval_shape(experiment.init)
   _check_best(config, task, experiment, template, eval_sets)
+  _read_first_batches(config, eval_sets)
   with Interruption() as interruption, Workdir(config, workdir, template) as folder:
     make = functools.partial(_new_state, config, experiment)
     with interruption.at_once():
@@ -123,6 +124,17 @@ def _check_best(
   if best[1] not in names:
     raise UserError(
       f'checkpoint.best={config.checkpoint.best!r}: {best[1]} is not measured; there are {", ".join(names)}')
+
+
+def _read_first_batches(config: ConfigDict, eval_sets: dict[str, Dataset]) -> None:
+  """Reads a batch of each split: a fault of the test data should not show after hours of training."""
+  from perceiver_jax.data import pipeline
+
+  size = parallel.round_up(config.eval.batch_size)
+  for split, dataset in eval_sets.items():
+    with contextlib.closing(pipeline.batches(
+        dataset, split, batch_size=size, is_training=False, rows=parallel.rows(size))) as batches:
+      next(batches)
 
 
 def _new_state(config: ConfigDict, experiment: Experiment) -> tuple[TrainState, dict]:

@@ -24,7 +24,7 @@ STATE = TrainState(
 def run(tmp_path_factory):
   """A folder with a checkpoint of step 2, and the content of its files by name."""
   folder = tmp_path_factory.mktemp('run')
-  with Checkpoints(folder / 'checkpoints', keep_last=2, best_metric='validation/loss') as checkpoints:
+  with Checkpoints(folder / 'checkpoints', keep_last=2, best='lowest validation/loss') as checkpoints:
     checkpoints.save(2, STATE, {'time': 1.5}, {'validation/loss': 0.5})
   step = folder / 'checkpoints' / '2'
   return step, {str(file.relative_to(step)): file.read_bytes() for file in sorted(step.rglob('*')) if file.is_file()}

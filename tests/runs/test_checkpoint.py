@@ -61,8 +61,8 @@ def assert_same_bits(found, expected):
     assert have.tobytes() == want.tobytes()
 
 
-def open_checkpoints(directory, keep_last: int = 2, best_metric: str = ACCURACY) -> Checkpoints:
-  return Checkpoints(directory, keep_last=keep_last, best_metric=best_metric)
+def open_checkpoints(directory, keep_last: int = 2, best: str | None = f'highest {ACCURACY}') -> Checkpoints:
+  return Checkpoints(directory, keep_last=keep_last, best=best)
 
 
 def save_steps(directory, *steps: int) -> None:
@@ -152,7 +152,7 @@ def test_the_last_two_and_the_best_are_kept_also_after_reopening(tmp_path):
 
 
 def test_the_smallest_loss_is_the_best(tmp_path):
-  with open_checkpoints(tmp_path, keep_last=1, best_metric='validation/loss') as checkpoints:
+  with open_checkpoints(tmp_path, keep_last=1, best='lowest validation/loss') as checkpoints:
     for step, loss in enumerate([3.0, 1.0, 2.0], start=1):
       checkpoints.save(step, make_state(step), {}, {'validation/loss': loss, ACCURACY: float(step)})
     assert checkpoints.best_step() == 2
@@ -308,7 +308,7 @@ KILLED = textwrap.dedent("""
   def state(step):
     params = {'m': {'w': np.random.default_rng(step).normal(size=2_000_000)}}
     return TrainState(np.int32(step), params, {}, (), None, np.int32(0))
-  checkpoints = Checkpoints(directory, keep_last=1, best_metric='validation/accuracy')
+  checkpoints = Checkpoints(directory, keep_last=1, best='highest validation/accuracy')
   checkpoints.save(10, state(10), {'step': 10}, None)
   checkpoints.wait()
   checkpoints.save(20, state(20), {'step': 20}, None)

@@ -18,7 +18,7 @@ STATE = TrainState(
 
 @pytest.fixture
 def saved(tmp_path):
-  with Checkpoints(tmp_path / 'checkpoints', keep_last=1, best_metric='validation/loss') as checkpoints:
+  with Checkpoints(tmp_path / 'checkpoints', keep_last=1, best='lowest validation/loss') as checkpoints:
     checkpoints.save(1, STATE, {}, {'validation/loss': 1.0})
   assert load_weights(tmp_path)[0] == 1
   return tmp_path / 'checkpoints' / '1'
@@ -34,7 +34,7 @@ def _seal(saved, **changes):
 
 @pytest.mark.parametrize('changes', [
   {'extras': []}, {'metrics': None}, {'metrics': {'validation/loss': 'low'}}, {'metrics': {'validation/loss': 10**400}},
-  {'best_metric': ['validation/loss']}, {'files': []}, {'files': {'../../x': ''}}, {'files': {'/dev/zero': ''}},
+  {'best': ['validation/loss']}, {'files': []}, {'files': {'../../x': ''}}, {'files': {'/dev/zero': ''}},
   {'files': {'state/../../../x': ''}}, {'files': {'checkpoint.json': ''}}], ids=str)
 def test_a_record_that_is_not_as_we_write_it_is_damage(saved, changes):
   _seal(saved, **changes)

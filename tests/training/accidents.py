@@ -49,6 +49,7 @@ def _let_the_clock_jump(seconds: int) -> None:
 
 
 def _interrupt_reading(what: str, split: str, step: int, arguments: list[str]) -> None:
+  from perceiver_jax.data import pipeline
   from perceiver_jax.tasks import image_classification
 
   make = image_classification.make
@@ -56,20 +57,23 @@ def _interrupt_reading(what: str, split: str, step: int, arguments: list[str]) -
   def make_with_accident(config):
     task = make(config)
 
-    def batches(name, *, first_step=0, **options):
-      for index, batch in enumerate(task.batches(name, first_step=first_step, **options), first_step):
-        if (name, index) == (split, step):
-          _happen(what, arguments)
-        yield batch
-
     def forward(batch, *, is_training, **options):
       if split == 'compilation' and is_training and len(batch['mask']) > 1:  # parameters are made with one example
         _happen(what, arguments)
       return task.forward(batch, is_training=is_training, **options)
 
-    return task._replace(batches=batches, forward=forward)
+    return task._replace(forward=forward)
 
   image_classification.make = make_with_accident
+  batches = pipeline.batches
+
+  def batches_with_accident(dataset, name, *, first_step=0, **options):
+    for index, batch in enumerate(batches(dataset, name, first_step=first_step, **options), first_step):
+      if (name, index) == (split, step):
+        _happen(what, arguments)
+      yield batch
+
+  pipeline.batches = batches_with_accident
 
 
 def _happen(what: str, arguments: list[str]) -> None:
@@ -100,7 +104,7 @@ def _run_out_of_memory(split: str, step: int) -> None:
   from perceiver_jax.data import digits
   from perceiver_jax.data.order import order
 
-  load = digits.load
+  records = digits.records
 
   @dataclasses.dataclass(frozen=True)
   class Source(digits.ArraySource):
@@ -109,11 +113,11 @@ def _run_out_of_memory(split: str, step: int) -> None:
         raise MemoryError('no room for this record')
       return super().__getitem__(index)
 
-  def load_with_accident(config, name):
-    source = load(config, name)
+  def records_with_accident(config, name):
+    source = records(config, name)
     return Source(**vars(source)) if name == split else source
 
-  digits.load = load_with_accident
+  digits.records = records_with_accident
 
 
 if __name__ == '__main__':

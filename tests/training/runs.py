@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from benchmarks.survive import ROOT, TINY, started
+from perceiver_jax.data import pipeline
+from perceiver_jax.data.dataset import Dataset
 from perceiver_jax.runs.checkpoint import saved_steps
+from perceiver_jax.types import Spec
 
 NUM_STEPS = 6  # of TINY
 
@@ -40,3 +47,43 @@ def train_until(what: str, split: str, step: int, workdir: pathlib.Path, *argume
 def files(workdir: pathlib.Path) -> dict[str, bytes]:
   """Everything in it."""
   return {str(path.relative_to(workdir)): path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
+
+
+def read_when_asked(monkeypatch) -> None:
+  """Lets the pipeline make each batch when it is asked for, not ahead: what happens in a batch happens at its step."""
+  monkeypatch.setattr(
+    pipeline, '_read_ahead', lambda batch_at, steps, num_threads: (batch_at(step) for step in steps))
+
+
+def of_batches(
+  make: Callable[[str, int, int], dict[str, np.ndarray]], spec: Spec, *, train_size: int, eval_size: int,
+) -> Callable[..., Dataset]:
+  """Returns `Task.dataset` of made-up data: make(split, number, size) -> {name: [size, ...]}; 2 batches to evaluate."""
+  def dataset(split: str, *, is_training: bool) -> Dataset:
+    size, made = train_size if is_training else eval_size, {}
+
+    def prepare(record: int, *, random: np.random.Generator, position: int, step: int) -> dict[str, np.ndarray]:
+      number, row = divmod(position, size)
+      if row == 0:
+        made.update(make(split, number, size))
+      return {name: made[name][row] for name in spec}
+
+    return Dataset(Numbers(size if is_training else 2 * size), spec, prepare)
+
+  return dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+  """Holds the numbers 0 .. count - 1 as records."""
+
+  count: int
+
+  def __len__(self) -> int:
+    return self.count
+
+  def __getitem__(self, index: int) -> int:
+    return index
+
+  def name(self, index: int) -> str:
+    return f'number {index}'

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -9,8 +12,8 @@ import numpy as np
 import pytest
 
 from perceiver_jax.config import overrides
-from perceiver_jax.data.dataset import ArraySource
-from perceiver_jax.data.pipeline import eval_batches
+from perceiver_jax.data import pipeline
+from perceiver_jax.data.dataset import ArraySource, Dataset
 from perceiver_jax.processes import parallel
 from perceiver_jax.tasks import image_classification
 from perceiver_jax.training import progress
@@ -22,7 +25,8 @@ NUM_EXAMPLES = 22
 SPEC = {'image': Field((2, 2, 1), 'uint8'), 'label': Field((), 'int32')}
 SOURCE = ArraySource(
   np.random.default_rng(0).integers(0, 256, (NUM_EXAMPLES, 2, 2, 1), np.uint8), np.arange(NUM_EXAMPLES, dtype=np.int32),
-  [f'example {i}' for i in range(NUM_EXAMPLES)], ())
+  [f'example {i}' for i in range(NUM_EXAMPLES)])
+DATASET = Dataset(SOURCE, SPEC, lambda record, **_: record)
 
 
 def _forward(batch, *, is_training: bool, capture: bool = False) -> dict:
@@ -32,20 +36,19 @@ def _forward(batch, *, is_training: bool, capture: bool = False) -> dict:
   return {'brightness': brightness, **({'captured': batch['image'].shape} if capture else {})}
 
 
-def _loss(outputs, batch):
-  return jnp.sum(batch['mask'] * outputs['brightness']), jnp.sum(batch['mask'])
+def _measure(outputs, batch):
+  mask = batch['mask']
+  return {'loss': (jnp.sum(mask * outputs['brightness']), jnp.sum(mask)),
+          'label': (jnp.sum(mask * batch['label']), jnp.sum(mask))}
 
 
-def _metrics(outputs, batch):
-  """How many examples, and the sums of their labels and of their squares: no other set of labels has the same three."""
-  mask, label = batch['mask'], batch['label'].astype(jnp.float32)
-  return {'num_examples': (jnp.sum(mask), 1.0), 'label': (jnp.sum(mask * label), jnp.sum(mask)),
-          'num_squared': (jnp.sum(mask * label**2), 1.0)}
+def _scores(rows):
+  return {'examples': len(rows['label']), 'are_in_order': np.array_equal(rows['label'], np.arange(len(rows['label']))),
+          'squares': np.sum(rows['label']**2), 'nothing': math.nan}
 
 
-def _batches(split, *, batch_size, is_training, rows=slice(None)):
-  assert split == 'test' and not is_training
-  return eval_batches(SOURCE, SPEC, batch_size=batch_size, rows=rows)
+def _batches(batch_size):
+  return pipeline.batches(DATASET, 'test', batch_size=batch_size, is_training=False)
 
 
 @pytest.fixture(scope='module')
@@ -55,57 +58,83 @@ def config():
 
 @pytest.fixture(scope='module')
 def twenty_two(config):
-  task = Task(spec=SPEC, batches=_batches, forward=_forward, loss=_loss, metrics=_metrics)
+  task = Task(
+    inputs={'image': SPEC['image']}, targets={'label': SPEC['label']}, forward=_forward, measure=_measure,
+    dataset=lambda split, *, is_training: DATASET, per_example=lambda outputs, batch: {'label': batch['label']},
+    scores=_scores)
   experiment = build(config, task)
-  return task, experiment, *parallel.replicate(({'~': {'shift': np.float32(0.5)}}, {}))
+  params, state = parallel.replicate(({'~': {'shift': np.float32(0.5)}}, {}))
+  return task, experiment, params, state, 'test', DATASET
 
 
 @pytest.mark.parametrize('batch_size', [1, 8, 11, 16, 22, 1000])
 def test_an_evaluation_counts_every_example_exactly_once_whatever_the_batch_size(twenty_two, batch_size):
   assert parallel.num_devices() == 8
-  values = evaluate(*twenty_two, 'test', batch_size=batch_size)
+  values, num_examples = evaluate(*twenty_two, batch_size=batch_size)
   labels = np.arange(NUM_EXAMPLES)
-  assert (values['test/num_examples'], values['test/num_squared']) == (NUM_EXAMPLES, np.sum(labels**2))
+  assert (num_examples, values['test/examples'], values['test/squares']) == (
+    NUM_EXAMPLES, NUM_EXAMPLES, np.sum(labels**2))
   assert values['test/label'] == labels.mean()
+  assert values['test/are_in_order'] == 1
   np.testing.assert_allclose(values['test/loss'], SOURCE.images.mean() + 0.5, rtol=1e-6)
-  assert set(values) == {'test/loss', 'test/label', 'test/num_examples', 'test/num_squared'}
+  assert set(values) == {'test/loss', 'test/label', 'test/examples', 'test/squares', 'test/are_in_order'}
+
+
+def test_a_score_that_cannot_be_computed_is_left_out_and_said(twenty_two, monkeypatch, caplog):
+  monkeypatch.setattr(logging.getLogger('absl'), 'propagate', True)
+  assert 'test/nothing' not in evaluate(*twenty_two, batch_size=8).values
+  assert 'test: nothing cannot be computed from these examples, and is left out' in caplog.text
+
+
+def test_rows_of_examples_that_cannot_be_read_are_left_out_of_the_scores(twenty_two):
+  class Torn(ArraySource):
+    def __getitem__(self, index):
+      if index in (3, 21):
+        raise ValueError('torn')
+      return super().__getitem__(index)
+
+  torn = DATASET._replace(source=Torn(**vars(SOURCE)))
+  values, num_examples = evaluate(*twenty_two[:-1], torn, batch_size=8)
+  assert num_examples == values['test/examples'] == 20
+  assert values['test/squares'] == sum(label**2 for label in range(22) if label not in (3, 21))
 
 
 @pytest.mark.parametrize('split, num_examples', [('train', 1259), ('validation', 179), ('test', 359)])
 def test_an_evaluation_of_the_digits_counts_every_one_of_them(config, split, num_examples):
-  task = image_classification.make(config)._replace(forward=_forward, loss=_loss, metrics=_metrics)
+  task = image_classification.make(config)._replace(forward=_forward, measure=_measure)
   params, state = parallel.replicate(({'~': {'shift': np.float32(0)}}, {}))
-  values = evaluate(task, build(config, task), params, state, split, batch_size=128)
-  examples = [row for row in task.batches(split, batch_size=1, is_training=False)]
-  assert values[f'{split}/num_examples'] == len(examples) == num_examples
-  np.testing.assert_allclose(values[f'{split}/loss'], np.mean([row['image'] for row in examples]), rtol=1e-6)
-  np.testing.assert_allclose(values[f'{split}/label'], np.mean([row['label'] for row in examples]), rtol=1e-12)
+  dataset = task.dataset(split, is_training=False)
+  values, num_read = evaluate(task, build(config, task), params, state, split, dataset, batch_size=128)
+  records = [dataset.source[index] for index in range(len(dataset.source))]
+  assert num_read == len(records) == num_examples
+  np.testing.assert_allclose(values[f'{split}/loss'], np.mean([row['image'] for row in records]), rtol=1e-6)
+  np.testing.assert_allclose(values[f'{split}/label'], np.mean([row['label'] for row in records]), rtol=1e-6)
 
 
 @pytest.mark.parametrize('num_batches', [0, 2])
 def test_an_interrupted_evaluation_has_no_figures(twenty_two, num_batches):
   answers = iter([None] * num_batches + ['SIGTERM'])
-  assert evaluate(*twenty_two, 'test', batch_size=8, interrupted=lambda: next(answers)) is None
+  assert evaluate(*twenty_two, batch_size=8, interrupted=lambda: next(answers)) is None
   assert next(answers, 'asked no more') == 'asked no more'
 
 
 def test_a_long_evaluation_tells_how_far_it_is(twenty_two, monkeypatch, capsys):
   monkeypatch.setattr(progress, 'QUIET_SECONDS', 0.0)
-  evaluate(*twenty_two, 'test', batch_size=8)
+  evaluate(*twenty_two, batch_size=8)
   assert capsys.readouterr().err.startswith('test: 16 examples, ')
 
 
-@pytest.mark.parametrize('missing', ['batches', 'loss', 'metrics'])
+@pytest.mark.parametrize('missing', ['dataset', 'measure'])
 def test_a_task_without_training_data_is_refused_in_a_line(twenty_two, config, tmp_path, missing):
   task = twenty_two[0]._replace(**{missing: None})
   with pytest.raises(UserError, match="task 'image_classification' has no training data yet: its model can be used"):
-    evaluate_workdir(config, str(tmp_path), task, split='test', checkpoint='best')
+    evaluate_workdir(config, str(tmp_path), task, splits=('test',), checkpoint='best')
 
 
 def test_a_prediction_is_the_models_outputs_on_the_host(twenty_two):
   _, experiment, *_ = twenty_two
   predict = predictor(experiment, {'~': {'shift': np.float32(0.5)}}, {})
-  batch = next(_batches('test', batch_size=5, is_training=False))
+  batch = next(_batches(5))
   outputs = predict(batch)
   assert set(outputs) == {'brightness'} and isinstance(outputs['brightness'], np.ndarray)
   np.testing.assert_allclose(outputs['brightness'], batch['image'].mean((1, 2, 3)) + 0.5, rtol=1e-6)

@@ -40,7 +40,7 @@ def test_every_difference_between_the_ends_of_two_runs_is_named(whole, tmp_path)
   assert not differences(other, whole[0])
   state, extras = last_state(other)
   shutil.rmtree(other / 'checkpoints/6')
-  with Checkpoints(other / 'checkpoints', keep_last=2, best_metric='validation/loss') as checkpoints:
+  with Checkpoints(other / 'checkpoints', keep_last=2, best='lowest validation/loss') as checkpoints:
     checkpoints.save(6, state._replace(num_skipped=state.num_skipped + 1), {**extras, 'evaluated': False}, None)
   with (other / 'metrics.jsonl').open('a') as log:
     log.write('{"step": 6}\n')

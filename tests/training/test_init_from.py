@@ -72,7 +72,7 @@ def _assert_same_bits(found, expected):
 
 def _save_run(workdir, params, state, config=None) -> None:
   number = np.asarray(3, np.int32)
-  with Checkpoints(workdir / 'checkpoints', keep_last=1, best_metric='validation/loss') as checkpoints:
+  with Checkpoints(workdir / 'checkpoints', keep_last=1, best='lowest validation/loss') as checkpoints:
     checkpoints.save(3, TrainState(number, params, state, {}, None, number), {}, None)
   if config is not None:
     save_config(config, workdir)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import math
@@ -22,6 +21,7 @@ from perceiver_jax.runs.log import read_history
 from perceiver_jax.training import loop
 from perceiver_jax.training.loop import due
 from perceiver_jax.types import Field, NumericsError, Task, UserError
+from tests.training.runs import of_batches, read_when_asked
 
 TRUE_WEIGHTS = np.array([[1.0], [-2.0], [0.5]], np.float32)
 DIVERGING, CONVERGING = 2.0, 0.05
@@ -41,29 +41,36 @@ def _examples(num_examples: int, seed: int) -> dict[str, np.ndarray]:
 def _task(before_batch=lambda split, step, batch: None, draw=None) -> Task:
   """Finds TRUE_WEIGHTS; `before_batch` may spoil a batch, or be a signal that arrives while it is read."""
 
-  def batches(split, *, batch_size, is_training, first_step=0, rows=slice(None)):
-    for step in itertools.count(first_step) if is_training else range(2):
-      batch = _examples(batch_size, seed=step if is_training else 1000 + 10 * len(split) + step)
-      before_batch(split, step, batch)
-      yield {name: x[rows] for name, x in batch.items()}
+  def make(split, step, size):
+    batch = _examples(size, seed=step if split == 'train' else 1000 + 10 * len(split) + step)
+    before_batch(split, step, batch)
+    return batch
 
-  def squared_error(outputs, batch):
-    return jnp.sum(batch['mask'] * (outputs - batch['y']) ** 2), jnp.sum(batch['mask'])
+  def measure(outputs, batch):
+    error, weight = outputs - batch['y'], jnp.sum(batch['mask'])
+    return {
+      'loss': (jnp.sum(batch['mask'] * error ** 2), weight), 'error': (jnp.sum(batch['mask'] * jnp.abs(error)), weight)}
 
   return Task(
-    spec={'x': Field((3,), 'float32'), 'y': Field((), 'float32')},
-    batches=batches,
+    inputs={'x': Field((3,), 'float32')},
+    targets={'y': Field((), 'float32')},
     forward=lambda batch, is_training, capture=False: hk.Linear(1, name='linear')(batch['x'])[:, 0],
-    loss=squared_error,
-    metrics=lambda outputs, batch: {'error': (jnp.sum(jnp.abs(outputs - batch['y'])), jnp.sum(batch['mask']))},
+    measure=measure,
+    dataset=of_batches(
+      make, {'x': Field((3,), 'float32'), 'y': Field((), 'float32')}, train_size=16, eval_size=8),
     draw=draw)
+
+
+@pytest.fixture(autouse=True)
+def batches_made_when_asked_for(monkeypatch):
+  read_when_asked(monkeypatch)
 
 
 def _config(**changes):
   config = overrides.load('configs/digits.py:debug')
   config.update_from_flattened_dict({
     'num_steps': 6, 'batch_size': 16, 'ema_decay': None, 'eval.every_steps': 2, 'eval.batch_size': 8,
-    'checkpoint.every_steps': 3, 'checkpoint.best_metric': 'validation/loss', 'log.every_steps': 2,
+    'checkpoint.every_steps': 3, 'checkpoint.best': 'lowest validation/loss', 'log.every_steps': 2,
     'optimizer.name': 'sgd', 'optimizer.schedule': 'constant_cosine', 'optimizer.peak_lr': CONVERGING,
     'optimizer.max_norm': 0.0, **changes})
   return config
@@ -88,7 +95,7 @@ def finished(tmp_path_factory):
   workdir, drawn = tmp_path_factory.mktemp('finished') / 'new' / 'run', []
 
   def draw(predict, history, path):
-    drawn.append((jax.tree.map(np.shape, predict(_examples(5, 0))), history))
+    drawn.append((jax.tree.map(np.shape, predict({**_examples(5, 0), 'key': np.zeros((5, 2), np.uint32)})), history))
     pathlib.Path(path).write_bytes(b'picture')
 
   assert loop.train(_config(), str(workdir), _task(draw=draw)) == 0
@@ -99,16 +106,16 @@ def test_a_run_writes_its_figures_in_order_and_the_test_figures_last(finished):
   history = read_history(finished[0])
   names = [(line['step'], {name.split('/')[0] for name in line} - {'step'}) for line in history]
   assert names == [(2, {'train', 'speed'}), (2, {'validation'}), (4, {'train', 'speed'}), (4, {'validation'}),
-                   (6, {'train', 'speed'}), (6, {'validation'}), (6, {'test', 'checkpoint'})]
+                   (6, {'train', 'speed'}), (6, {'validation'}), (6, {'test', 'checkpoint', 'run'})]
   assert all(math.isfinite(value) for line in history for value in line.values())
-  assert history[0]['train/num_skipped'] == history[0]['train/num_corrupt'] == 0
+  assert history[0]['train/skipped_steps'] == history[0]['train/unreadable_examples'] == 0
   losses = [line['validation/loss'] for line in history if 'validation/loss' in line]
   assert losses == sorted(losses, reverse=True) and history[-1]['checkpoint/best_step'] == 6
 
 
 def test_a_run_keeps_its_config_its_last_checkpoints_and_its_picture(finished):
   workdir, ((prediction, drawn_from),) = finished
-  assert json.loads((workdir / 'config.json').read_text()) == _config().to_dict()
+  assert json.loads((workdir / 'config.json').read_text()) == json.loads(json.dumps(_config().to_dict()))
   assert _steps_saved(workdir) == [4, 6]
   assert {path.name for path in workdir.iterdir()} == {
     'checkpoints', 'config.json', 'lock', 'metrics.jsonl', 'summary.png', 'tensorboard'}
@@ -175,7 +182,7 @@ def test_a_log_that_is_a_folder_is_named_before_anything_is_written(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['metrics.jsonl']
 
 
-@pytest.mark.parametrize('missing', ['batches', 'loss', 'metrics'])
+@pytest.mark.parametrize('missing', ['dataset', 'measure'])
 def test_a_task_without_training_data_is_refused_before_anything_is_written(tmp_path, missing):
   with pytest.raises(UserError) as caught:
     loop.train(_config(), str(tmp_path / 'run'), _task()._replace(**{missing: None}))
@@ -188,7 +195,8 @@ def test_a_task_without_training_data_is_refused_before_anything_is_written(tmp_
 @pytest.mark.parametrize('changes, message', [
   ({'batch_size': 11}, '--config.batch_size=8'),
   ({'micro_batches': 4}, '--config.batch_size=32'),
-  ({'checkpoint.best_metric': 'validation/acuracy'}, 'there are validation/error, validation/loss'),
+  ({'checkpoint.best': 'highest validation/acuracy'}, 'there are validation/error, validation/loss'),
+  ({'checkpoint.best': 'validation/error'}, "write it like 'lowest validation/loss'"),
   ({'optimizer.name': 'lmab'}, "'lamb'"),
   ({'precision': 'float31'}, 'precision'),
   ({'eval.every_steps': 0}, 'eval.every_steps is 0; it must be at least 1'),
@@ -227,7 +235,7 @@ def test_a_run_that_diverges_stops_with_its_checkpoints_intact_and_can_be_mended
     loop.train(config, str(tmp_path), _task(spoil))
   assert 'optimizer.peak_lr' in str(caught.value)
   history = read_history(tmp_path)
-  assert [line['train/num_skipped'] for line in history if 'train/loss' in line] == [0, 0, 0, 0, 1, 1]
+  assert [line['train/skipped_steps'] for line in history if 'train/loss' in line] == [0, 0, 0, 0, 1, 1]
   assert math.isnan(history[-1]['train/loss']) and '"train/loss": null' in (tmp_path / 'metrics.jsonl').read_text()
   assert _steps_saved(tmp_path) == [3, 4]
   _, params, _ = load_weights(tmp_path, 'latest')
@@ -278,7 +286,7 @@ def test_a_few_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):
 
   assert loop.train(_config(max_skipped=3), str(tmp_path), _task(spoil)) == 0
   lines = [line for line in read_history(tmp_path) if 'train/loss' in line]
-  assert [line['train/num_skipped'] for line in lines] == [1, 1, 1]
+  assert [line['train/skipped_steps'] for line in lines] == [0.5, 0.5, 0.5]
   assert all(math.isfinite(line['train/loss']) for line in lines)
 
 

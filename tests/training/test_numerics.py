@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import pathlib
@@ -11,11 +10,13 @@ from collections.abc import Callable
 import haiku as hk
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from perceiver_jax.config import overrides
 from perceiver_jax.runs.log import read_history
 from perceiver_jax.training import loop
 from perceiver_jax.types import Field, Task
+from tests.training.runs import of_batches, read_when_asked
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NUM_STEPS = 20
@@ -28,25 +29,30 @@ def _batch(split: str, index: int, size: int) -> dict[str, np.ndarray]:
 
 def _task(before_batch: Callable[[str, int, dict], object]) -> Task:
   """Fits a line; `before_batch` gets the split, the number of the batch and the batch, which it may spoil."""
-  def batches(split, *, batch_size, is_training, first_step=0, rows=slice(None)):
-    for index in itertools.count(first_step) if is_training else range(2):
-      batch = _batch(split, index, batch_size)
-      before_batch(split, index, batch)
-      yield {name: entry[rows] for name, entry in batch.items()}
+  def make(split, index, size):
+    batch = _batch(split, index, size)
+    before_batch(split, index, batch)
+    return batch
 
+  spec = {'x': Field((3,), 'float32'), 'y': Field((), 'float32')}
   return Task(
-    spec={'x': Field((3,), 'float32'), 'y': Field((), 'float32')},
-    batches=batches,
+    inputs={'x': spec['x']},
+    targets={'y': spec['y']},
     forward=lambda batch, is_training, capture=False: hk.Linear(1, name='linear')(batch['x'])[:, 0],
-    loss=lambda outputs, batch: (jnp.sum((outputs - batch['y']) ** 2), jnp.sum(batch['mask'])),
-    metrics=lambda outputs, batch: {})
+    measure=lambda outputs, batch: {'loss': (jnp.sum((outputs - batch['y']) ** 2), jnp.sum(batch['mask']))},
+    dataset=of_batches(make, spec, train_size=16, eval_size=8))
+
+
+@pytest.fixture(autouse=True)
+def batches_made_when_asked_for(monkeypatch):
+  read_when_asked(monkeypatch)
 
 
 def _config(**changes):
   config = overrides.load(f'{ROOT}/configs/digits.py:debug')
   config.update_from_flattened_dict({
     'num_steps': NUM_STEPS, 'batch_size': 16, 'ema_decay': 0.9, 'eval.every_steps': NUM_STEPS, 'eval.batch_size': 8,
-    'checkpoint.every_steps': 5, 'checkpoint.keep_last': 1, 'checkpoint.best_metric': 'validation/loss',
+    'checkpoint.every_steps': 5, 'checkpoint.keep_last': 1, 'checkpoint.best': 'lowest validation/loss',
     'log.every_steps': 1, 'optimizer.name': 'sgd', 'optimizer.schedule': 'constant_cosine', 'optimizer.peak_lr': 0.05,
     'optimizer.max_norm': 0.0, **changes})
   return config

@@ -156,7 +156,7 @@ def test_fine_tuning_starts_from_another_runs_parameters_and_says_which(whole, t
 def test_a_run_that_diverges_says_so_and_keeps_its_checkpoints(whole, tmp_path):
   state, extras = last_state(whole[0])
   huge = jax.tree.map(lambda x: np.full_like(x, 1e30), state.params)
-  with Checkpoints(tmp_path / 'huge', keep_last=1, best_metric='validation/accuracy') as checkpoints:
+  with Checkpoints(tmp_path / 'huge', keep_last=1, best='highest validation/accuracy') as checkpoints:
     checkpoints.save(1, state._replace(params=huge, ema=huge), extras, None)
   ended = train(tmp_path / 'run', f'--config.init_from={tmp_path}/huge', '--config.max_skipped=3')
   assert (ended.exit_code, ended.out) == (70, '')

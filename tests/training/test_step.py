@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from perceiver_jax import losses, metrics
 from perceiver_jax.config import overrides
+from perceiver_jax.data import pipeline
 from perceiver_jax.processes import parallel
 from perceiver_jax.tasks import image_classification
 from perceiver_jax.training import precision
@@ -47,17 +48,20 @@ def _random_numbers(batch: Batch, *, is_training: bool) -> dict:
 
 def _task(forward: Callable = _logits) -> Task:
   def measured(outputs, batch):
-    means = {'accuracy': metrics.top_k_accuracy(outputs['logits'], batch['label'], batch['mask'], k=1)}
+    logits, label, mask = outputs['logits'], batch['label'], batch['mask']
+    means = {
+      'loss': losses.softmax_cross_entropy(logits, label, mask),
+      'accuracy': metrics.top_k_accuracy(logits, label, mask, k=1)}
     if 'number' in outputs:
       means |= {'number': (outputs['number'], 1.0), 'square': (outputs['number'] ** 2, 1.0)}
     return means
 
   return Task(
-    spec={'x': Field((NUM_CHANNELS,), 'float32'), 'label': Field((), 'int32')},
-    batches=lambda *args, **kwargs: iter(()),
+    inputs={'x': Field((NUM_CHANNELS,), 'float32')},
+    targets={'label': Field((), 'int32')},
     forward=forward,
-    loss=lambda outputs, batch: losses.softmax_cross_entropy(outputs['logits'], batch['label'], batch['mask']),
-    metrics=measured)
+    measure=measured,
+    dataset=lambda split, *, is_training: None)
 
 
 def _config(**changes) -> ConfigDict:
@@ -82,6 +86,7 @@ def _batch(seed: int = 0) -> dict[str, np.ndarray]:
     'x': random.normal(size=(NUM_ROWS, NUM_CHANNELS)).astype(np.float32),
     'label': random.integers(0, NUM_CLASSES, NUM_ROWS).astype(np.int32),
     'mask': mask,
+    'key': np.zeros((NUM_ROWS, 2), np.uint32),
   }
 
 
@@ -164,7 +169,7 @@ def test_a_step_reports_the_loss_the_norms_and_the_learning_rate_it_had(descent)
   np.testing.assert_allclose(
     [values['gradient_norm'], values['parameter_norm']], [_norm(gradient), _norm(state.params)], rtol=1e-5)
   np.testing.assert_allclose(values['learning_rate'], 0.25, rtol=1e-6)  # the middle of the cosine
-  assert values['num_corrupt'] == np.sum(batch['mask'] == 0) and values['num_skipped'] == 0
+  assert values['unreadable_examples'] == np.mean(batch['mask'] == 0) and values['skipped_steps'] == 0
   assert means['accuracy'][1] == batch['mask'].sum()
 
 
@@ -211,11 +216,11 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(everything,
   for num_skipped in (1, 2):
     state, means = everything.take(state, _poison(_batch(1), how))
     _assert_same(state, before._replace(step=before.step + num_skipped, num_skipped=np.int32(num_skipped)))
-    assert means.pop('num_skipped') == (1, 1)
-    assert means.pop('num_corrupt') == (np.sum(_batch(1)['mask'] == 0), 1)
+    assert means.pop('skipped_steps') == (1, 1)
+    assert means.pop('unreadable_examples') == (np.sum(_batch(1)['mask'] == 0), NUM_ROWS)
     assert {name: pair for name, pair in means.items() if pair != (0, 0)} == {}
   state, means = everything.take(state, _batch(2))
-  assert (state.step, state.num_skipped, means['num_skipped'][0]) == (4, 0, 0)
+  assert (state.step, state.num_skipped, means['skipped_steps'][0]) == (4, 0, 0)
   assert _largest(_difference(state.params, before.params)) > 1e-3
 
 
@@ -223,7 +228,7 @@ def test_a_finite_gradient_is_not_followed_to_parameters_that_are_not_finite():
   trainer = _trainer(**{'optimizer.peak_lr': 1e38})
   state, means = trainer.take(trainer.start, _batch())
   _assert_same(state, trainer.start._replace(step=np.int32(1), num_skipped=np.int32(1)))
-  assert means['num_skipped'] == (1, 1) and means['loss'] == (0, 0)
+  assert means['skipped_steps'] == (1, 1) and means['loss'] == (0, 0)
 
 
 def test_one_micro_batch_that_is_not_finite_spoils_the_whole_update_and_nothing_else():
@@ -231,7 +236,7 @@ def test_one_micro_batch_that_is_not_finite_spoils_the_whole_update_and_nothing_
   before, _ = trainer.take(trainer.start, _batch(0))
   state, means = trainer.take(before, _poison(_batch(1), 'nan'))
   _assert_same(state, before._replace(step=before.step + 1, num_skipped=np.int32(1)))
-  assert means['num_skipped'] == (1, 1) and means['loss'] == means['accuracy'] == (0, 0)
+  assert means['skipped_steps'] == (1, 1) and means['loss'] == means['accuracy'] == (0, 0)
 
 
 def test_a_gradient_that_is_infinite_in_one_leaf_alone_spoils_the_update():
@@ -243,7 +248,7 @@ def test_a_gradient_that_is_infinite_in_one_leaf_alone_spoils_the_update():
   trainer = _trainer(forward)
   state, means = trainer.take(trainer.start, _batch())
   _assert_same(state, trainer.start._replace(step=np.int32(1), num_skipped=np.int32(1)))
-  assert means['num_skipped'] == (1, 1) and means['gradient_norm'] == (0, 0)
+  assert means['skipped_steps'] == (1, 1) and means['gradient_norm'] == (0, 0)
 
 
 @pytest.mark.parametrize('name', ['descent', 'everything'])
@@ -255,18 +260,18 @@ def test_what_is_not_finite_counts_for_nothing_where_the_mask_is_zero(request, n
   state, means = trainer.take(trainer.start, poisoned)
   expected, expected_means = trainer.take(trainer.start, batch)
   _assert_same((state, means), (expected, expected_means))
-  assert means['num_skipped'][0] == 0
+  assert means['skipped_steps'][0] == 0
 
 
 def test_an_evaluation_leaves_out_what_the_mask_leaves_out_even_where_a_loss_multiplies_by_it():
   def weighted_mean(outputs, batch):
-    return jnp.sum(batch['mask'] * outputs['logits'][:, 0]), jnp.sum(batch['mask'])
+    return {'loss': (jnp.sum(batch['mask'] * outputs['logits'][:, 0]), jnp.sum(batch['mask']))}
 
-  experiment = build(_config(), _task()._replace(loss=weighted_mean))
+  experiment = build(_config(), _task()._replace(measure=weighted_mean))
   start, batch = jax.device_get(experiment.init()), _batch()
   poisoned = batch | {'x': np.where(batch['mask'][:, None] == 0, np.nan, batch['x'])}
   means, expected = (
-    experiment.eval_step(*parallel.replicate((start.params, start.state)), parallel.shard(rows))
+    experiment.eval_step(*parallel.replicate((start.params, start.state)), parallel.shard(rows))[0]
     for rows in (poisoned, batch))
   assert np.isfinite(parallel.unreplicate(means['loss'])).all()
   _assert_same(parallel.unreplicate(means), parallel.unreplicate(expected))
@@ -276,7 +281,7 @@ def test_a_batch_without_any_example_only_decays(everything, descent):
   batch = _batch() | {'mask': np.zeros(NUM_ROWS, np.float32)}
   state, means = descent.take(descent.start, batch)
   _assert_same(state.params, descent.start.params)
-  assert (means['loss'], means['num_corrupt'][0]) == ((0, 0), NUM_ROWS)
+  assert (means['loss'], means['unreadable_examples'][0]) == ((0, 0), NUM_ROWS)
   assert (state.step, state.num_skipped) == (1, 0)
   start = everything.start
   state, _ = everything.take(start, batch)
@@ -381,7 +386,7 @@ def digits() -> ConfigDict:
 def test_logits_in_mixed_precision_are_near_those_in_float32(digits):
   task = image_classification.make(digits)
   model = hk.transform_with_state(task.forward)
-  batch = next(task.batches('test', batch_size=4, is_training=False))
+  batch = next(pipeline.batches(task.dataset('test', is_training=False), 'test', batch_size=4, is_training=False))
   shapes, _ = jax.eval_shape(functools.partial(model.init, is_training=False), jax.random.key(0), batch)
   random = np.random.default_rng(0)
   params = jax.tree.map(lambda x: random.normal(0.0, 0.3, x.shape).astype(x.dtype), shapes)
@@ -399,7 +404,7 @@ def test_label_smoothing_reaches_the_loss(digits):
   config.label_smoothing = 0.25
   logits = np.random.default_rng(0).normal(size=(2, 10)).astype(np.float32)
   batch = {'label': np.array([3, 4]), 'mask': np.array([1.0, 0.5], np.float32)}
-  loss, weight = image_classification.make(config).loss({'logits': logits}, batch)
+  loss, weight = image_classification.make(config).measure({'logits': logits}, batch)['loss']
   target = 0.75 * np.eye(10)[batch['label']] + 0.025
   expected = -np.sum(target * np.log(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)), axis=-1)
   np.testing.assert_allclose([loss, weight], [batch['mask'] @ expected, 1.5], rtol=1e-6)
