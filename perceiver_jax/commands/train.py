@@ -92,7 +92,7 @@ def _train(config: ConfigDict, workdir: str, profile_steps: int, processes: dict
   train_it = functools.partial(loop.train, config, workdir, task, profile_steps=profile_steps)
   exit_code = together(train_it, processes, config.peer_timeout_seconds, explain)
   if names := unreadable_records():
-    print(f'Records that could not be read, and counted for nothing: {names}', file=sys.stderr)
+    print(f'Records that could not be read, and were left out: {names}', file=sys.stderr)
   return exit_code
 
 

@@ -67,7 +67,7 @@ def test_an_unknown_split_is_answered_with_the_list():
 
 
 def test_records_in_memory_have_their_names():
-  source = ArraySource(np.zeros((2, 4, 4, 1), np.uint8), np.array([7, 8], np.int32), ['x', 'y'], ['a'] * 9)
+  source = ArraySource(np.zeros((2, 4, 4, 1), np.uint8), np.array([7, 8], np.int32), ['x', 'y'])
   assert len(source) == 2
   assert (source.name(1), int(source[1]['label'])) == ('y', 8)
   assert source[1]['image'].shape == (4, 4, 1)

@@ -50,7 +50,7 @@ def _names(source):
 
 
 def _load_all(config):
-  return {split: images.load(config, split) for split in SPLITS}
+  return {split: images.load(config, split, is_training=False).source for split in SPLITS}
 
 
 def _all_names(sources):
@@ -70,21 +70,21 @@ def test_a_folder_by_class_is_split_70_10_20(tmp_path):
   sources = _load_all(_config(root))
   assert {split: len(source) for split, source in sources.items()} == {'train': 14, 'validation': 2, 'test': 4}
   assert sorted(_all_names(sources)) == sorted(map(str, root.glob('*/*.png')))
+  assert images.load(_config(root), 'test', is_training=False).class_names == ['cat', 'dog']
   for source in sources.values():
-    assert source.class_names == ['cat', 'dog']
     for index in range(len(source)):
       example = source[index]
-      assert source.class_names[example['label']] in source.name(index)
+      assert ['cat', 'dog'][example['label']] in source.name(index)
       assert (example['image'].shape, example['image'].dtype) == ((8, 8, 3), np.uint8)
       assert (example['label'].shape, example['label'].dtype) == ((), np.int32)
 
 
 def test_a_split_does_not_depend_on_where_the_folder_lies_or_how_it_is_listed(tmp_path, monkeypatch):
   first, second = _folder(tmp_path / 'one'), _folder(tmp_path / 'two')
-  names = [name.removeprefix(str(first)) for name in _names(images.load(_config(first), 'test'))]
+  names = [name.removeprefix(str(first)) for name in _names(_load_all(_config(first))['test'])]
   scandir = images.os.scandir
   monkeypatch.setattr(images.os, 'scandir', lambda path: reversed(list(scandir(path))))
-  assert [name.removeprefix(str(second)) for name in _names(images.load(_config(second), 'test'))] == names
+  assert [name.removeprefix(str(second)) for name in _names(_load_all(_config(second))['test'])] == names
 
 
 def test_a_folder_that_is_split_already_stays_as_it_is(tmp_path):
@@ -92,7 +92,7 @@ def test_a_folder_that_is_split_already_stays_as_it_is(tmp_path):
     _folder(tmp_path / split, num_images)
   (tmp_path / 'test' / 'dog' / '01.png').unlink()
   for split, num_images in [('train', 10), ('validation', 2), ('test', 3)]:
-    source = images.load(_config(tmp_path), split)
+    source = images.load(_config(tmp_path), split, is_training=False).source
     assert _names(source) == sorted(map(str, (tmp_path / split).glob('*/*.png')))
     assert len(source) == num_images
   assert [int(source[index]['label']) for index in range(3)] == [0, 0, 1]
@@ -100,16 +100,16 @@ def test_a_folder_that_is_split_already_stays_as_it_is(tmp_path):
 
 def test_a_class_may_be_called_train(tmp_path):
   root = _folder(tmp_path, classes=('car', 'train'))
-  assert images.load(_config(root), 'train').class_names == ['car', 'train']
+  assert images.load(_config(root), 'train', is_training=False).class_names == ['car', 'train']
 
 
 def test_a_split_may_lack_a_class_but_not_add_one(tmp_path):
   for split in SPLITS:
     _folder(tmp_path / split, 2, classes=('cat',) if split == 'test' else ('cat', 'dog'))
-  assert len(images.load(_config(tmp_path), 'test')) == 2
+  assert len(images.load(_config(tmp_path), 'test', is_training=False).source) == 2
   _folder(tmp_path / 'test', 2, classes=('cow',))
   with pytest.raises(types.UserError, match='test has class folders that train has not: cow'):
-    images.load(_config(tmp_path), 'train')
+    images.load(_config(tmp_path), 'train', is_training=False)
 
 
 def test_files_that_are_no_images_are_left_out(tmp_path):
@@ -133,14 +133,14 @@ def test_every_format_is_read(tmp_path, name):
 
 
 def test_broken_and_lost_files_keep_their_places_and_are_named(tmp_path, caplog):
-  source = images.load(_config(_folder(tmp_path)), 'test')
-  spec = {'image': types.Field((8, 8, 3), 'uint8'), 'label': types.Field((), 'int32')}
-  whole, = pipeline.eval_batches(source, spec, batch_size=4)
+  dataset = images.load(_config(_folder(tmp_path)), 'test', is_training=False)
+  source, settings = dataset.source, {'batch_size': 4, 'is_training': False}
+  whole, = pipeline.batches(dataset, 'test', **settings)
   with open(source.name(1), 'r+b') as file:
     file.truncate(40)
   os.remove(source.name(2))
   with caplog.at_level(logging.WARNING, logger='absl'):
-    damaged, = pipeline.eval_batches(source, spec, batch_size=4)
+    damaged, = pipeline.batches(dataset, 'test', **settings)
   assert damaged['mask'].tolist() == [1, 0, 0, 1]
   np.testing.assert_array_equal(damaged['label'], whole['label'] * [1, 0, 0, 1])
   np.testing.assert_array_equal(damaged['image'][[0, 3]], whole['image'][[0, 3]])
@@ -168,8 +168,8 @@ def test_an_archive_is_split_and_fitted(tmp_path, shape, num_channels):
   sources = _load_all(_config(path, num_channels=num_channels))
   assert {split: len(source) for split, source in sources.items()} == {'train': 14, 'validation': 2, 'test': 4}
   assert sorted(_all_names(sources)) == sorted(f'{path}[{index}]' for index in range(20))
+  assert images.load(_config(path), 'test', is_training=False).class_names == ['0', '1']
   for source in sources.values():
-    assert source.class_names == ['0', '1']
     for index in range(len(source)):
       example = source[index]
       place = int(source.name(index).partition('.npz[')[2].rstrip(']'))
@@ -180,7 +180,7 @@ def test_an_archive_is_split_and_fitted(tmp_path, shape, num_channels):
 
 def _error(config, split='train'):
   with pytest.raises(types.UserError) as caught:
-    images.load(config, split)
+    images.load(config, split, is_training=False)
   message = str(caught.value)
   assert message.count('\n') <= 1
   return message
@@ -237,7 +237,7 @@ def test_a_file_that_is_no_archive_is_named(tmp_path):
 
 def test_a_home_directory_may_be_written_as_a_tilde(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(_folder(tmp_path / 'home' / 'pets').parent))
-  assert len(images.load(_config('~/pets'), 'train')) == 14
+  assert len(images.load(_config('~/pets'), 'train', is_training=False).source) == 14
 
 
 def test_another_number_of_classes_lists_the_folders(tmp_path):

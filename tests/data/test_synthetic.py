@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 
 from perceiver_jax import types
-from perceiver_jax.data import pipeline
+from perceiver_jax.data import pipeline, synthetic
 from perceiver_jax.data.synthetic import SyntheticSource
 
 SPEC = {
@@ -26,7 +26,7 @@ def test_examples_match_their_spec_and_depend_on_seed_and_index():
 
 
 def test_integers_stay_below_their_bound_and_reach_it():
-  source = SyntheticSource(SPEC, 300, bounds={'tokens': 7})
+  source = SyntheticSource({**SPEC, 'tokens': types.Field((500,), 'int32', bound=7)}, 300)
   assert set(source[0]['tokens']) == set(range(7))
   assert {int(source[index]['label']) for index in range(30)} == {0, 1}
   pixels = np.stack([source[index]['image'] for index in range(30)])
@@ -34,7 +34,7 @@ def test_integers_stay_below_their_bound_and_reach_it():
 
 
 def test_the_pipeline_reads_it():
-  source = SyntheticSource(SPEC, 5)
-  batch, = itertools.islice(pipeline.train_batches(source, SPEC, batch_size=4, seed=0), 1)
+  batches = pipeline.batches(synthetic.dataset(SPEC, 5), 'train', batch_size=4, is_training=True)
+  batch, = itertools.islice(batches, 1)
   assert batch['flow'].shape == (4, 4, 2)
   assert batch['mask'].sum() == 4

@@ -93,7 +93,14 @@ def _config(path: pathlib.Path | None, **changes) -> ConfigDict:
 
 
 def _sources(path: pathlib.Path) -> dict[str, tfds_images.TfdsSource]:
-  return {split: tfds_images.load(_config(path), split) for split in ('train', 'validation', 'test')}
+  return {
+    split: tfds_images.load(_config(path), split, is_training=False).source
+    for split in ('train', 'validation', 'test')}
+
+
+def _batches(path, split, *, is_training=False, **settings):
+  dataset = tfds_images.load(_config(path), split, is_training=is_training)
+  return pipeline.batches(dataset, split, is_training=is_training, **settings)
 
 
 def _names(source: tfds_images.TfdsSource) -> list[str]:
@@ -108,7 +115,7 @@ def test_imagenet_is_split_into_three_that_do_not_overlap(imagenet):
   assert _names(sources['validation']) == [f'train_{i}.JPEG' for i in range(3)]
   assert _names(sources['train']) == [f'train_{i}.JPEG' for i in range(3, 30)]
   assert _names(sources['test']) == [f'val_{i}.JPEG' for i in range(7)]
-  assert all(source.class_names == list(CLASSES) for source in sources.values())
+  assert tfds_images.load(_config(imagenet), 'test', is_training=False).class_names == list(CLASSES)
 
 
 def test_of_a_large_set_ten_thousand_are_held_out(tmp_path):
@@ -127,7 +134,7 @@ def test_a_record_comes_as_large_as_it_is_with_its_label(imagenet):
     example = source[index]
     pixels = cv2.imdecode(np.frombuffer(_jpeg(3 + index), np.uint8), cv2.IMREAD_COLOR_RGB)
     np.testing.assert_array_equal(example['image'], pixels)
-    assert (int(example['label']), int(example['size'])) == ((3 + index) % 2, 16)
+    assert int(example['label']) == (3 + index) % 2
     assert (example['label'].shape, example['label'].dtype) == ((), np.int32)
 
 
@@ -140,9 +147,9 @@ def test_gray_and_cmyk_pictures_become_rgb(imagenet):
 
 
 def test_a_gray_model_gets_gray_pictures(imagenet):
-  example = tfds_images.load(_config(imagenet, num_channels=1), 'test')[0]
+  example = tfds_images.load(_config(imagenet, num_channels=1), 'test', is_training=False).source[0]
   assert example['image'].shape == (*_pixels(40).shape[:2], 1)
-  assert tfds_images.view(example)['image'].shape == (16, 16, 1)
+  assert tfds_images.view(example['image'], 16).shape == (16, 16, 1)
 
 
 def test_a_rotation_noted_by_a_camera_is_not_applied(tmp_path):
@@ -151,7 +158,7 @@ def test_a_rotation_noted_by_a_camera_is_not_applied(tmp_path):
   Image.fromarray(_pixels(0)).save(file, 'JPEG', exif=exif)
   records = [example(image=file.getvalue(), label=0)] * 10
   path = _write(tmp_path / 'pets' / '1.0.0', {'train': [records], 'test': [records]})
-  source = tfds_images.load(_config(path), 'test')
+  source = tfds_images.load(_config(path), 'test', is_training=False).source
   assert source[0]['image'].shape == _pixels(0).shape
 
 
@@ -184,7 +191,7 @@ def test_a_directory_of_a_version_will_do_and_may_be_moved(tmp_path, imagenet):
 
 def test_training_sees_random_parts_of_whole_pictures(imagenet):
   source = _sources(imagenet)['train']
-  batch = next(pipeline.train_batches(source, SPEC, batch_size=27, seed=5, augment=tfds_images.augment))
+  batch = next(_batches(imagenet, 'train', is_training=True, batch_size=27, seed=5))
   places = order(5, 0, 27)
   assert batch['label'].tolist() == [(3 + place) % 2 for place in places]
   for position, place in enumerate(places):
@@ -192,23 +199,22 @@ def test_training_sees_random_parts_of_whole_pictures(imagenet):
     np.testing.assert_array_equal(batch['image'][position], expected)
 
 
-def _tiny_example(height: int = 32, width: int = 32, size: int = 32) -> dict[str, np.ndarray]:
-  image = np.random.default_rng(0).integers(0, 100, (height, width, 3), np.uint8)  # nowhere as bright as the border
-  return {'image': image, 'label': np.int32(0), 'size': np.int32(size)}
+def _tiny(height: int = 32, width: int = 32) -> np.ndarray:
+  return np.random.default_rng(0).integers(0, 100, (height, width, 3), np.uint8)  # nowhere as bright as the border
 
 
 def test_tiny_pictures_are_shifted_by_up_to_4_pixels_in_gray_and_mirrored_alone():
-  example, shifts = _tiny_example(), set()
+  image, shifts = _tiny(), set()
   bordered = np.full((40, 40, 3), 128, np.uint8)
-  bordered[4:36, 4:36] = example['image']
+  bordered[4:36, 4:36] = image
   parts = {}
   for top, left in itertools.product(range(9), range(9)):
     part = bordered[top:top + 32, left:left + 32]
     parts |= {part.tobytes(): (top, left, False), part[:, ::-1].tobytes(): (top, left, True)}
   for seed in range(300):
-    seen = tfds_images.augment(example, np.random.default_rng(seed))
-    assert seen['image'].shape == (32, 32, 3) and seen['label'] is example['label']
-    shifts.add(parts[seen['image'].tobytes()])
+    seen = tfds_images.augment(image, 32, np.random.default_rng(seed))
+    assert seen.shape == (32, 32, 3)
+    shifts.add(parts[seen.tobytes()])
   tops, lefts, mirrored = zip(*shifts, strict=True)
   assert (set(tops), set(lefts), set(mirrored)) == (set(range(9)), set(range(9)), {False, True})
   assert len(shifts) > 120  # of 162: rows, columns and mirroring are drawn apart
@@ -216,28 +222,27 @@ def test_tiny_pictures_are_shifted_by_up_to_4_pixels_in_gray_and_mirrored_alone(
 
 @pytest.mark.parametrize('height, width', [(63, 80), (80, 63), (28, 28)])
 def test_a_picture_is_tiny_by_its_shorter_side_and_fits_a_model_of_any_size(height, width):
-  example = _tiny_example(height, width, size=48)
-  assert tfds_images.augment(example, np.random.default_rng(0))['image'].shape == (48, 48, 3)
+  image = _tiny(height, width)
+  assert tfds_images.augment(image, 48, np.random.default_rng(0)).shape == (48, 48, 3)
   side = min(height, width)
   top, left = (height - side + 1) // 2, (width - side + 1) // 2
-  whole = example['image'][top:top + side, left:left + side]
-  np.testing.assert_array_equal(tfds_images.view(example)['image'], augmentation.resize(whole, 48))
+  whole = image[top:top + side, left:left + side]
+  np.testing.assert_array_equal(tfds_images.view(image, 48), augmentation.resize(whole, 48))
 
 
 def test_an_evaluation_sees_all_of_a_tiny_picture_and_the_centre_of_a_larger_one():
-  tiny, larger = _tiny_example(), _tiny_example(64, 64, 56)
-  np.testing.assert_array_equal(tfds_images.view(tiny)['image'], tiny['image'])
-  np.testing.assert_array_equal(tfds_images.view(larger)['image'], larger['image'][4:60, 4:60])
-  seen = tfds_images.augment(larger, np.random.default_rng(0))['image']
-  np.testing.assert_array_equal(seen, augmentation.augment_training(larger['image'], 56, np.random.default_rng(0)))
+  tiny, larger = _tiny(), _tiny(64, 64)
+  np.testing.assert_array_equal(tfds_images.view(tiny, 32), tiny)
+  np.testing.assert_array_equal(tfds_images.view(larger, 56), larger[4:60, 4:60])
+  seen = tfds_images.augment(larger, 56, np.random.default_rng(0))
+  np.testing.assert_array_equal(seen, augmentation.augment_training(larger, 56, np.random.default_rng(0)))
 
 
 def test_training_resumed_at_any_step_continues_as_if_uninterrupted(imagenet):
-  source, settings = _sources(imagenet)['train'], {'batch_size': 8, 'seed': 1, 'augment': tfds_images.augment}
-  whole = list(itertools.islice(pipeline.train_batches(source, SPEC, **settings), 5))
+  settings = {'batch_size': 8, 'seed': 1, 'is_training': True}
+  whole = list(itertools.islice(_batches(imagenet, 'train', **settings), 5))
   for step in (1, 4):
-    again = _sources(imagenet)['train']
-    resumed = next(pipeline.train_batches(again, SPEC, first_step=step, num_threads=1, **settings))
+    resumed = next(_batches(imagenet, 'train', first_step=step, num_threads=1, **settings))
     for name in resumed:
       np.testing.assert_array_equal(resumed[name], whole[step][name])
 
@@ -245,18 +250,13 @@ def test_training_resumed_at_any_step_continues_as_if_uninterrupted(imagenet):
 def test_an_evaluation_sees_the_centre_of_each_picture_and_names_the_broken_one(imagenet, caplog):
   source = _sources(imagenet)['test']
   with caplog.at_level(logging.WARNING, logger='absl'):
-    batch, = pipeline.eval_batches(source, SPEC, batch_size=8, view=tfds_images.view)
+    batch, = _batches(imagenet, 'test', batch_size=8)
   assert batch['mask'].tolist() == [1, 1, 1, 1, 1, 0, 1, 0]
   assert batch['label'].tolist() == [0, 1, 0, 1, 0, 0, 0, 0]
   for index in (0, 3, 6):
     np.testing.assert_array_equal(batch['image'][index], augmentation.central_crop(source[index]['image'], 16))
-  assert 'val_5.JPEG cannot be read, and counts for nothing: it is broken' in caplog.text
+  assert 'val_5.JPEG cannot be read, and is left out: it is broken' in caplog.text
   assert 'val_5.JPEG' in pipeline.unreadable()
-
-
-def test_without_a_view_the_pipeline_says_what_is_wrong(imagenet):
-  with pytest.raises(UserError, match=r"val_0.JPEG: 'image' is \(75, 80, 3\) uint8, but the model takes \(16, 16, 3\)"):
-    list(pipeline.eval_batches(_sources(imagenet)['test'], SPEC, batch_size=8))
 
 
 def test_a_flipped_bit_costs_one_record_and_a_damaged_index_those_of_its_shard(tmp_path):
@@ -266,9 +266,7 @@ def test_a_flipped_bit_costs_one_record_and_a_damaged_index_those_of_its_shard(t
   content[content.index(b'train_4.JPEG') + 200] ^= 1
   first.write_bytes(content)
   third.write_bytes(third.read_bytes()[:-2**16] + bytes(2**16))
-  source = _sources(directory)['train']
-  mask = np.concatenate([batch['mask'] for batch in pipeline.eval_batches(
-    source, SPEC, batch_size=9, view=tfds_images.view)])
+  mask = np.concatenate([batch['mask'] for batch in _batches(directory, 'train', batch_size=9)])
   assert mask.tolist() == [1, 0, *[1] * 9, *[0] * 16]
   assert {'imagenet2012/train[4]', 'imagenet2012/train[29]'} <= set(pipeline.unreadable())
 
@@ -281,7 +279,7 @@ def test_a_config_trains_on_such_a_set_to_its_end_and_names_what_it_could_not_re
     'num_steps': 6, 'batch_size': 8, 'eval.batch_size': 8, 'data.path': imagenet, 'data.num_classes': 2}
   command = ['train.py', f'--config={experiment}', f'--workdir={tmp_path / "run"}']
   assert train([*command, *(f'--config.{key}={value}' for key, value in settings.items())]) == 0
-  assert 'could not be read, and counted for nothing: ' in capsys.readouterr().err
+  assert 'could not be read, and were left out: ' in capsys.readouterr().err
   last = json.loads((tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()[-1])
   assert last['step'] == 6 and np.isfinite(last['test/loss']) and 0 <= last['test/accuracy'] <= 1
 
@@ -293,11 +291,11 @@ sys.modules.update(tensorflow=None, tensorflow_datasets=None)  # to import them 
 from ml_collections import ConfigDict
 from perceiver_jax.data import tfds_images
 config = ConfigDict({'path': sys.argv[1], 'image_size': 16, 'num_channels': 3, 'num_classes': 2})
-source = tfds_images.load(config, 'train')
+source = tfds_images.load(config, 'train', is_training=False).source
 print(len({source[index]['label'].item() for index in range(len(source))}), len(source))
 del source
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 100))
-tfds_images.load(config, 'train')
+tfds_images.load(config, 'train', is_training=False).source
 """
 
 
@@ -316,7 +314,7 @@ def test_a_hundred_files_are_read_without_tensorflow_where_a_process_opens_64(tm
 
 def _error(config: ConfigDict, split: str = 'train') -> str:
   with pytest.raises(UserError) as caught:
-    tfds_images.load(config, split)
+    tfds_images.load(config, split, is_training=False)
   assert str(caught.value).count('\n') <= 1
   return str(caught.value)
 
@@ -358,7 +356,7 @@ def test_of_two_versions_one_is_to_be_chosen(tmp_path):
 def test_another_version_of_imagenet_is_refused_and_of_other_sets_is_not(tmp_path):
   message = _error(_config(_imagenet(tmp_path, version='2.0.1')))
   assert 'is version 2.0.1 of imagenet2012; 5.*.* is needed. To build it: put ' in message
-  assert len(tfds_images.load(_config(_small(tmp_path, version='2.0.1')), 'test')) == 10
+  assert len(tfds_images.load(_config(_small(tmp_path, version='2.0.1')), 'test', is_training=False).source) == 10
 
 
 def test_tfrecord_is_answered_with_the_command_that_builds_array_record(tmp_path):
@@ -384,7 +382,7 @@ def test_missing_files_are_named(tmp_path):
     f'{directory} lacks imagenet2012-train.array_record-00001-of-00003. Copy the directory again, whole.')
   shards[2].unlink()
   assert 'lacks imagenet2012-train.array_record-00001-of-00003 and 1 more of its 3 files.' in _error(_config(directory))
-  assert len(tfds_images.load(_config(directory), 'test')) == 7
+  assert len(tfds_images.load(_config(directory), 'test', is_training=False).source) == 7
 
 
 @pytest.mark.parametrize('size', [0, 50_000, 2**16 + 1, -4096])
@@ -394,7 +392,7 @@ def test_a_file_that_was_cut_off_is_named_before_training(tmp_path, size):
   shard.write_bytes(shard.read_bytes()[:size])
   assert _error(_config(directory)) == (
     f'{directory} has only a part of imagenet2012-train.array_record-00002-of-00003. Copy the directory again, whole.')
-  assert len(tfds_images.load(_config(directory), 'test')) == 7
+  assert len(tfds_images.load(_config(directory), 'test', is_training=False).source) == 7
 
 
 def test_a_link_to_a_file_that_is_gone_is_a_missing_file(tmp_path):
@@ -428,7 +426,7 @@ def test_another_number_of_classes_is_named(tmp_path):
 def test_a_label_that_is_no_class_is_named(tmp_path):
   records = [example(image=_jpeg(0), label=2)] * 10
   path = _write(tmp_path / 'pets' / '1.0.0', {'train': [records], 'test': [records]})
-  source = tfds_images.load(_config(path), 'test')
+  source = tfds_images.load(_config(path), 'test', is_training=False).source
   with pytest.raises(UserError, match=r'pets/test\[0\] has the label 2, of 2 classes'):
     source[0]
 
@@ -441,7 +439,7 @@ def test_a_record_without_what_it_should_have_counts_for_nothing(tmp_path, featu
   odd, whole = example(file_name=7, **features), example(image=_jpeg(0), label=1)
   shutil.rmtree(path)
   source = _sources(_write(path / '3.0.2', {'train': [[whole] * 10], 'test': [[whole, odd]]}))['test']
-  batch, = pipeline.eval_batches(source, SPEC, batch_size=2, view=tfds_images.view)
+  batch, = _batches(path, 'test', batch_size=2)
   assert batch['mask'].tolist() == [1, 0] and 'cifar10/test[1]' in pipeline.unreadable()
   with pytest.raises(ValueError, match=f'it lacks {lacking}, or has it in another form'):
     source[1]
