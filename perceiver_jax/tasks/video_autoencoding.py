@@ -117,10 +117,10 @@ def _decode(
     query = grid_query(
       shape, bands.num_bands, bands.max_resolution, num_channels, batch_size, f'{name}_query_padding')
     return decoder(query, latents, linear=linear)[0]
-  cells = jnp.arange(math.prod(shape))[None] if points is None else points
+  cells = jnp.arange(math.prod(shape)) if points is None else points  # of all examples, or of each its own
 
   def answer(rows: Any) -> jax.Array:
-    query = fourier_query(cell_coordinates(cells[:, rows], shape), bands.num_bands, bands.max_resolution, batch_size)
+    query = fourier_query(cell_coordinates(cells[..., rows], shape), bands.num_bands, bands.max_resolution, batch_size)
     return decoder(padded_query(query, num_channels, f'{name}_query_padding'), latents, linear=linear)[0]
 
-  return in_chunks(answer, cells.shape[1], max(1, MOST_QUERY_VALUES // (batch_size * num_channels)))
+  return in_chunks(answer, cells.shape[-1], max(1, MOST_QUERY_VALUES // (batch_size * num_channels)))

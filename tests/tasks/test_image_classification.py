@@ -9,9 +9,11 @@ import pytest
 from matplotlib.image import imread
 
 from perceiver_jax.config import defaults
+from perceiver_jax.config.values import check
+from perceiver_jax.data import pipeline
 from perceiver_jax.data.permutation import permutation
 from perceiver_jax.tasks import image_classification
-from perceiver_jax.types import UserError
+from perceiver_jax.types import ALWAYS, UserError
 from tests.core.test_attention import compiled, randomise
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -94,7 +96,8 @@ def test_bands_spaced_by_logarithm_are_as_many():
 @functools.cache
 def _pictures(permutation='none', is_training=False):
   task = image_classification.make(_digits(permutation))
-  return next(iter(task.batches('test', batch_size=4, is_training=is_training)))
+  dataset = task.dataset('test', is_training=is_training)
+  return next(pipeline.batches(dataset, 'test', batch_size=4, is_training=is_training))
 
 
 def _model(config, capture=False):
@@ -130,10 +133,11 @@ def test_every_batch_of_a_permuted_run_has_the_same_pixels_in_the_same_other_pla
         np.testing.assert_array_equal(moved[name], pictures[name])
 
 
-def test_batches_hold_what_the_spec_says():
-  spec, batch = image_classification.make(_digits()).spec, _pictures()
-  assert {name: (x.shape[1:], x.dtype.name) for name, x in batch.items() if name != 'mask'} == spec
-  assert batch['mask'].dtype == np.float32 and batch['label'].shape == (4,)
+def test_batches_hold_what_the_task_reads():
+  task, batch = image_classification.make(_digits()), _pictures()
+  fields = {**task.inputs, **task.targets, **ALWAYS}
+  assert {name: (x.shape[1:], x.dtype.name) for name, x in batch.items()} == {
+    name: (field.shape, field.dtype) for name, field in fields.items() if not field.is_optional}
 
 
 @pytest.mark.parametrize('model', [{}, PERCEIVER], ids=['io', 'perceiver'])
@@ -190,17 +194,18 @@ def test_loss_and_accuracy_follow_the_config_and_leave_padding_out():
   logits[3, 9] = logits[1, 0] = -9
   target = 0.8 * np.eye(10)[batch['label']] + 0.02
   expected = -(target * (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))).sum(-1)
-  total, weight = task.loss({'logits': logits}, batch)
+  found = task.measure({'logits': logits}, batch)
+  total, weight = found.pop('loss')
   np.testing.assert_allclose([total, weight], [(batch['mask'] * expected).sum(), 2.5], rtol=1e-5)
-  assert task.metrics({'logits': logits}, batch).keys() == {'accuracy'}
-  np.testing.assert_allclose(task.metrics({'logits': logits}, batch)['accuracy'], (1, 2.5))
+  assert found.keys() == {'accuracy'}
+  np.testing.assert_allclose(found['accuracy'], (1, 2.5))
 
 
 def test_of_more_than_ten_classes_the_five_highest_are_counted_as_well():
   logits = np.tile(np.arange(11, dtype=np.float32), (4, 1))
   batch = {'label': np.array([10, 6, 5, 7]), 'mask': np.array([1, 1, 1, 0], np.float32)}
-  figures = image_classification.make(_imagenet()).metrics({'logits': logits}, batch)
-  assert figures == {'accuracy': (1, 3), 'top_5_accuracy': (2, 3)}
+  figures = image_classification.make(_imagenet()).measure({'logits': logits}, batch)
+  assert figures.pop('loss') and figures == {'accuracy': (1, 3), 'top_5_accuracy': (2, 3)}
 
 
 # Mistakes.
@@ -208,11 +213,11 @@ def test_of_more_than_ten_classes_the_five_highest_are_counted_as_well():
 
 @pytest.mark.parametrize('change, message', [
   ({'data.name': 'digit'}, r"there is no data set 'digit'; perceiver_jax/data has: digits"),
-  ({'data.permutation': 'both'}, r"data.permutation is 'none', 'joint' or 'pixels', not 'both'"),
-  ({'model.head': 'token'}, r"model.head is 'query' or 'pool', not 'token'"),
+  ({'data.permutation': 'both'}, r"data.permutation is 'both'.* one of none, joint, pixels"),
+  ({'model.head': 'token'}, r"model.head is 'token'.* one of query, pool"),
   ({'model.position.kind': 'none'}, r"model.position.kind is 'fourier' or 'learned', not 'none'"),
-  ({'model.position.spacing': 'octaves'}, r"'linear' or 'log', not 'octaves'"),
-  ({'model.cross_attends': 'end'}, r"'interleaved' or at the 'start', not 'end'"),
+  ({'model.position.spacing': 'octaves'}, r"model.position.spacing is 'octaves'"),
+  ({'model.cross_attends': 'end'}, r"model.cross_attends is 'end'"),
   ({'model.num_cross_attends': 5}, r'5 interleaved cross-attends do not divide 2 blocks'),
   ({'model.num_self_heads': 3}, r'3 heads do not divide qk_channels = 16'),
   ({'model.num_cross_heads': 2}, r'2 heads do not divide qk_channels = 19'),
@@ -221,4 +226,6 @@ def test_a_config_that_makes_no_model_is_the_users_mistake(change, message):
   config = _digits()
   config.update_from_flattened_dict(change)
   with pytest.raises(UserError, match=message):
+    check(config)
     _shapes(config)
+    image_classification.make(config).dataset('test', is_training=False)

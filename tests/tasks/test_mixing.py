@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from perceiver_jax.adapters.mixing import half_and_half
+from perceiver_jax.config.values import check
+from perceiver_jax.data import pipeline
 from perceiver_jax.tasks import image_classification
 from perceiver_jax.training import precision
 from perceiver_jax.training.optimizer import make_optimizer, make_schedule
@@ -39,8 +41,9 @@ def _config(**changes):
 
 
 def _batches(config, num=1, first_step=0, batch_size=BATCH_SIZE):
-  batches = image_classification.make(config).batches(
-    'train', batch_size=batch_size, is_training=True, first_step=first_step)
+  dataset = image_classification.make(config).dataset('train', is_training=True)
+  batches = pipeline.batches(
+    dataset, 'train', batch_size=batch_size, is_training=True, seed=config.seed, first_step=first_step)
   return list(itertools.islice(batches, num))
 
 
@@ -77,10 +80,14 @@ def test_a_mixed_run_reads_the_records_of_a_plain_one_of_twice_the_batch(permuta
   changes = {'data.permutation': permutation}
   plain = _batches(_config(**{'data.mixing': 'none', **changes}), num=2, batch_size=2 * BATCH_SIZE)
   for batch, records in zip(_batches(_config(**changes), num=2), plain, strict=True):
-    assert records.keys() == {'image', 'label', 'mask'}
-    for start, names in ((0, ('image', 'label')), (1, ('partner', 'partner_label'))):
-      for name, source in zip(names, ('image', 'label'), strict=True):
-        np.testing.assert_array_equal(batch[name], records[source][start::2])
+    assert records.keys() == {'image', 'label', 'mask', 'key'}
+    for start, name, label in ((0, 'image', 'label'), (1, 'partner', 'partner_label')):
+      np.testing.assert_array_equal(batch[label], records['label'][start::2])
+      # The same digits, shifted and turned otherwise.
+      same, other = (np.abs(batch[name].astype(int) - x).mean() for x in (
+        records['image'][start::2].astype(int), records['image'][1 - start::2].astype(int)))
+      assert same < 0.7 * other
+    assert batch['place'].tolist() == [0, 1] * (BATCH_SIZE // 2)
 
 
 def test_a_resumed_run_goes_on_with_the_same_mixtures():
@@ -91,9 +98,10 @@ def test_a_resumed_run_goes_on_with_the_same_mixtures():
 
 def test_evaluation_reads_plain_pictures_and_mixes_none():
   plain = _config(**{'data.mixing': 'none'})
+  tasks = map(image_classification.make, (plain, _config()))
+  datasets = (task.dataset('validation', is_training=False) for task in tasks)
   expected, batch = (
-    next(image_classification.make(config).batches('validation', batch_size=8, is_training=False))
-    for config in (plain, _config()))
+    next(pipeline.batches(dataset, 'validation', batch_size=8, is_training=False)) for dataset in datasets)
   _assert_same(batch, expected)
   outputs = _run(_config(), _pairs(), is_training=False)
   assert outputs.keys() == {'logits'}
@@ -110,7 +118,7 @@ def test_any_model_trains_on_the_mixture(model):
   config, batch = _config(), _pairs()
   config.model.update(model)
   outputs = _run(config, batch)
-  mixed, ratio = half_and_half(batch['image'], batch['partner'], batch['mixing_key'], batch['place'])
+  mixed, ratio = half_and_half(batch['image'], batch['partner'], batch['key'], batch['place'])
   np.testing.assert_allclose(outputs['ratio'], ratio, rtol=1e-5)
   assert 0 <= ratio.min() < 0.3 and 0.7 < ratio.max() <= 1
   by_hand = _run(config, {'image': np.asarray(mixed) / 127.5 - 1})
@@ -125,7 +133,7 @@ def test_where_nothing_of_the_partner_is_left_the_model_sees_the_picture_itself(
   black = np.zeros((400, 1, 1, 1), np.float32)
   keys = keys[np.asarray(half_and_half(black, black, keys, np.zeros(400, np.int32))[1]) == 1][:2]
   batch = {name: rows[:2] for name, rows in _pairs().items()}
-  outputs = _run(_config(), {**batch, 'mixing_key': keys, 'place': np.zeros(2, np.int32)}, **ROUNDED_ALIKE)
+  outputs = _run(_config(), {**batch, 'key': keys, 'place': np.zeros(2, np.int32)}, **ROUNDED_ALIKE)
   itself = _run(_config(), {'image': batch['image']}, **ROUNDED_ALIKE)
   np.testing.assert_array_equal(outputs['ratio'], [1, 1])
   np.testing.assert_allclose(outputs['logits'], itself['logits'], rtol=1e-6)
@@ -159,10 +167,11 @@ def test_the_loss_is_the_cross_entropy_against_the_mixed_labels_and_the_accuracy
   log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   each = -((target + smoothing / 10) * log_probs).sum(-1)
   outputs = {'logits': logits, 'ratio': ratio}
-  total, weight = task.loss(outputs, batch)
+  found = task.measure(outputs, batch)
+  total, weight = found.pop('loss')
   np.testing.assert_allclose(total, np.nansum(batch['mask'] * each), rtol=1e-5)
   assert weight == 3.5
-  assert task.metrics(outputs, batch) == {'accuracy': (2.5, 3.5)}
+  assert found == {'accuracy': (2.5, 3.5)}
 
 
 def _update(num_devices, micro_batches, batch):
@@ -189,7 +198,7 @@ def _by_hand(params, batch):
   config = _config()
   task = image_classification.make(config)
   model = hk.without_apply_rng(hk.transform(functools.partial(task.forward, is_training=True)))
-  mixed, ratio = half_and_half(batch['image'], batch['partner'], batch['mixing_key'], batch['place'])
+  mixed, ratio = half_and_half(batch['image'], batch['partner'], batch['key'], batch['place'])
   part = np.asarray(ratio)[:, None]
   target = part * np.eye(10)[batch['label']] + (1 - part) * np.eye(10)[batch['partner_label']]
   target = (1 - config.label_smoothing) * target + config.label_smoothing / 10
@@ -211,9 +220,9 @@ def test_any_number_of_devices_and_micro_batches_takes_the_step_that_the_arithme
   change, error = _distance(expected, start), _distance(expected, end)
   assert change > 1e-2 and error < 1e-5 * change, (error, change)
   assert means['loss'][1] == batch['mask'].sum() and np.isfinite(means['loss'][0])
-  assert means['num_corrupt'][0] == (batch['mask'] == 0).sum()
+  assert means['unreadable_examples'][0] == (batch['mask'] == 0).sum()
 
 
 def test_a_way_of_mixing_that_there_is_not_is_the_users_mistake():
-  with pytest.raises(UserError, match=r"data.mixing is 'none' or 'half_and_half', not 'mixup'"):
-    image_classification.make(_config(**{'data.mixing': 'mixup'}))
+  with pytest.raises(UserError, match=r"data.mixing is 'mixup'.* It is one of none, half_and_half"):
+    check(_config(**{'data.mixing': 'mixup'}))

@@ -76,15 +76,17 @@ def test_what_does_not_count_changes_nothing(model):
 
 
 def test_points_are_the_same_as_those_of_the_whole(model, whole):
-  pixels, patches = np.array([5, 127, 0, 64, 5], np.int32), np.array([7, 2], np.int32)
+  pixels = np.array([[5, 127, 0, 64, 5], [1, 2, 90, 4, 3]], np.int32)
+  patches = np.array([[7, 2], [0, 7]], np.int32)
   some = model({**BATCH, 'video_points': pixels, 'audio_points': patches})
-  tiny.assert_close(some['video'], whole['video'].reshape(2, -1, 3)[:, pixels])
-  tiny.assert_close(some['audio'], whole['audio'].reshape(2, -1, 8)[:, patches].reshape(2, 16))
+  each = np.arange(2)[:, None]
+  tiny.assert_close(some['video'], whole['video'].reshape(2, -1, 3)[each, pixels])
+  tiny.assert_close(some['audio'], whole['audio'].reshape(2, -1, 8)[each, patches].reshape(2, 16))
   tiny.assert_close(some['label'], whole['label'])
 
 
 def test_points_of_one_kind_leave_the_other_whole(model, whole):
-  some = model({**BATCH, 'audio_points': np.array([3], np.int32)})
+  some = model({**BATCH, 'audio_points': np.array([[3], [3]], np.int32)})
   tiny.assert_close(some['video'], whole['video'])
   tiny.assert_close(some['audio'], whole['audio'][:, 24:32])
 
@@ -99,7 +101,7 @@ def test_chunks_change_nothing(config, whole, monkeypatch, most_values, most_log
 def test_points_in_chunks_are_the_same(config, whole, monkeypatch):
   monkeypatch.setattr(video_autoencoding, 'MOST_QUERY_VALUES', 300)
   pixels = np.arange(3, 100, 7, dtype=np.int32)
-  some = tiny.model_of(config)({**BATCH, 'video_points': pixels})
+  some = tiny.model_of(config)({**BATCH, 'video_points': np.stack([pixels, pixels])})
   tiny.assert_close(some['video'], whole['video'].reshape(2, -1, 3)[:, pixels])
 
 
@@ -109,8 +111,7 @@ def test_the_clip_and_its_gradients_are_the_same_by_every_path():
 
 def test_an_example_does_not_depend_on_its_company(config):
   tiny.assert_company_does_not_matter(config, BATCH)
-  points = {**BATCH, 'video_points': np.array([1, 9], np.int32)}
-  tiny.assert_company_does_not_matter(config, points, per_batch={'video_points'})
+  tiny.assert_company_does_not_matter(config, {**BATCH, 'video_points': np.array([[1, 9], [3, 4]], np.int32)})
 
 
 def test_every_parameter_reaches_the_outputs_but_those_of_what_is_masked_or_never_masked(config):
@@ -139,8 +140,8 @@ def test_a_clip_of_another_length_is_answered_in_that_of_the_config(model):
   ({'label': np.zeros(2, np.int32)}, r'label is \[batch, 5\], not \[2\]'),
   ({'label': np.zeros((1, 5), np.float32)}, r'of one batch size, not'),
   ({'valid': np.ones((2, 9))}, r'valid is \[batch, elements\], \[2, 41\], not \[2, 9\]'),
-  ({'video_points': np.zeros((2, 3), np.int32)}, r'video_points are integers \[points\], not int32 \[2, 3\]'),
-  ({'audio_points': np.zeros(3, np.float32)}, r'audio_points are integers \[points\], not float32 \[3\]'),
+  ({'video_points': np.zeros(3, np.int32)}, r'video_points are integers \[batch, points\].*not int32 \[3\]'),
+  ({'audio_points': np.zeros((2, 3), np.float32)}, r'audio_points are integers .*not float32 \[2, 3\]'),
 ])
 def test_another_batch_is_the_users_mistake(config, change, message):
   tiny.assert_refused(config, {**BATCH, **change}, message)

@@ -74,13 +74,13 @@ def differ(outputs, others):
   return np.abs(outputs - others).max() / np.abs(others).max()
 
 
-def assert_company_does_not_matter(config, batch, per_batch=()):
-  """The outputs of an example are its own. `per_batch` names entries that all examples share."""
+def assert_company_does_not_matter(config, batch):
+  """The outputs of an example are its own."""
   model = model_of(config)
   outputs = model(batch)
-  backwards = {name: x if name in per_batch else x[::-1] for name, x in batch.items()}
+  backwards = {name: x[::-1] for name, x in batch.items()}
   assert_close({name: x[::-1] for name, x in model(backwards).items()}, outputs)
-  alone = {name: x if name in per_batch else x[:1] for name, x in batch.items()}
+  alone = {name: x[:1] for name, x in batch.items()}
   assert_close(model(alone), {name: x[:1] for name, x in outputs.items()})
   for x in outputs.values():
     assert differ(x[0], x[1]) > 1e-3  # or nothing has been shown
