@@ -67,8 +67,8 @@ def test_modalities_get_our_names_layouts_and_order():
   np.testing.assert_array_equal(batch['video'], np.moveaxis(PARTS['image'], 2, -1))
   np.testing.assert_array_equal(batch['audio'], PARTS['audio'][:, :, 0])
   np.testing.assert_array_equal(batch['label'], PARTS['label'])
-  np.testing.assert_array_equal(batch['video_points'], [127, 0])
-  np.testing.assert_array_equal(batch['audio_points'], [3])
+  np.testing.assert_array_equal(batch['video_points'], [[127, 0]] * 2)
+  np.testing.assert_array_equal(batch['audio_points'], [[3]] * 2)
   np.testing.assert_array_equal(batch['valid'], [[1, 1, 1, 0, 1, *8 * [0]], [0, 0, 0, 1, 0, 1, *6 * [0], 1]])
   assert _batch(MULTIMODAL, inputs=PARTS).keys() == {'video', 'audio', 'label'}
 
