@@ -1,7 +1,7 @@
 """Autoencoding of Kinetics clips, video, sound and label at once: the model that the authors released.
 
 Paper: 2107.14795, section 4.3, appendix I and tables 4 and 17.
-Command: python -m perceiver_jax predict --model=video_autoencoding clip.npz --output=again.png
+Command: python -m perceiver_jax predict --model=video_autoencoding clip.mp4 sound.wav --output=again.png
 Cost: 7,455 GFLOPs for all of a clip's 804,737 outputs.
 Expected: 24.37 dB for the video, 26.97 for the audio, 10.2 % of labels right; 24.27, 25.33 and 8.6 with 392 latents;
 23.21, 14.15 and 11.5 with 196. Measured: not yet run; there is no training data for it here yet.

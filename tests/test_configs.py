@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import itertools
 import pathlib
 import re
 import shlex
 
-import haiku as hk
 import jax
 import pytest
 from ml_collections import ConfigDict
@@ -19,12 +17,13 @@ from perceiver_jax.commands import predict, train
 from perceiver_jax.config import defaults, overrides
 from perceiver_jax.config.saved import claim, differences, load_config, save_config
 from perceiver_jax.config.values import check, flatten
+from perceiver_jax.inference.model import template
 from perceiver_jax.types import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FAMILIES = {
   path.stem: importlib.import_module(f'configs.{path.stem}')
-  for path in sorted((ROOT / 'configs').glob('*.py')) if path.stem not in ('__init__', 'common')
+  for path in sorted((ROOT / 'configs').glob('*.py')) if path.stem != '__init__'
 }
 VARIANTS = [(family, variant) for family, module in FAMILIES.items() for variant in ('', *module.VARIANTS)]
 PAIRS = [
@@ -41,10 +40,7 @@ LISTED = [
 def _num_parameters(config: ConfigDict) -> int:
   """Of the model that a command trains; nothing is computed."""
   check(config)
-  task = importlib.import_module(f'perceiver_jax.tasks.{config.task}').make(config)
-  batch = {name: jax.ShapeDtypeStruct((1, *field.shape), field.dtype) for name, field in task.spec.items()}
-  init = functools.partial(hk.transform_with_state(task.forward).init, is_training=True)
-  params, _ = jax.eval_shape(init, jax.random.key(0), batch)
+  params, _ = template(config)
   return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
@@ -106,7 +102,7 @@ def test_the_command_in_a_config_is_one_that_is_understood(family, monkeypatch):
   command = re.search(r'^Command: python ((?:.*\\\n)*.*)$', FAMILIES[family].__doc__, re.MULTILINE)
   arguments = shlex.split(command[1].replace('\\\n', ''))
   if arguments[:2] == ['-m', 'perceiver_jax']:  # there is no training data for it yet
-    model, path, inputs, _ = predict._read(arguments[2:]).args
+    model, path, inputs, *_ = predict._read(arguments[2:]).args
     assert (ROOT / 'perceiver_jax' / 'interop' / 'released' / model).is_dir() and path is None and inputs
   else:
     config, workdir, profile_steps, _ = train._read(arguments).args
@@ -177,7 +173,7 @@ def test_a_config_of_five_lines_trains_on_images_of_your_own(tmp_path):
 
 
 def test_every_default_has_a_comment():
-  source = (ROOT / 'configs' / 'common.py').read_text()
+  source = (ROOT / 'perceiver_jax' / 'config' / 'defaults.py').read_text()
   keys = {key.rpartition('.')[2] for key in flatten(defaults.get_config())}
   commented = set(re.findall(r"^ +(?:config\.|')(\w+)'?(?: =|:) .*  # \S", source, re.MULTILINE))
   assert keys - commented == set()

@@ -77,15 +77,15 @@ def test_every_training_command_is_understood(command, capsys, monkeypatch):
 
 @pytest.mark.parametrize('command', [command for command in _commands() if 'train.py' not in command])
 def test_every_other_command_is_understood(command):
-  words = shlex.split(command)
-  program, command = words[1], 'eval'
+  _, program, *arguments = shlex.split(command)
   if program == '-m':
-    assert words.pop(2) == 'perceiver_jax'
-    program = command = words[2]
-  else:
-    assert program == 'eval.py'
-  read = importlib.import_module(f'perceiver_jax.commands.{command}')._read
-  assert callable(read([program, *words[2:]]))  # the work, not yet begun
+    program, *arguments = arguments
+  if program == 'perceiver_jax':
+    program, *arguments = arguments
+  modules = {'eval.py': 'perceiver_jax.commands.eval'}
+  module = program if '.' in program else f'perceiver_jax.commands.{program}'
+  read = importlib.import_module(modules.get(program, module))._read
+  assert callable(read([program, *arguments]))  # the work, not yet begun
 
 
 @pytest.mark.parametrize('line', [*_lines('sbatch '), *_lines('launch/'), *_lines('kubectl ')])

@@ -49,8 +49,7 @@ def training() -> ConfigDict:
   config.checkpoint = ConfigDict({
     'every_steps': 1_000,                  # ours
     'keep_last': 2,                        # how many of the newest are kept, beside the best; ours
-    # which checkpoint is the best: lowest or highest, and a figure; None is the last; ours
-    'best': 'highest validation/accuracy',
+    'best': 'highest validation/accuracy',  # lowest or highest, and a figure; None is the last; ours
   })
   config.log = ConfigDict({
     'every_steps': 100,                    # ours

@@ -27,7 +27,7 @@ def test_a_mistake_on_the_command_line_is_answered_at_once(arguments, message, c
   ('dog.png/x.png', 'there is no directory dog.png'),
   ('folder.png', 'is a directory'),
   ('.', 'is a directory'),
-  ('x.jpg', 'ends neither in .png, a picture, nor in .npy, the flow itself'),
+  ('x.jpg', 'ends neither in .png, a picture, nor in .npy or .npz, arrays'),
   ('x', 'ends neither in .png'),
   ('', 'ends neither in .png'),
 ])

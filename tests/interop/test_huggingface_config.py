@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from perceiver_jax.config.saved import differences
 from perceiver_jax.interop import zoo
 from perceiver_jax.interop.huggingface_config import (
   ARCHITECTURES,
@@ -68,17 +69,17 @@ RELEASED_SIZES = {
 def test_a_released_model_differs_from_the_authors_in_what_theirs_does_otherwise(name):
   architecture, sizes = RELEASED_SIZES[name]
   config = _read(architecture, attention_probs_dropout_prob=0, **sizes)
-  differences = {
+  expected = {
     "model.gelu: 'tanh' in the workdir, 'exact' now", "model.masked_rows: 'zero' in the workdir, 'mean' now"}
   if name.startswith('imagenet'):
-    differences.add("data.class_names: 'imagenet' in the workdir, None now")
+    expected.add("data.class_names: 'imagenet' in the workdir, None now")
   if name == 'video_autoencoding':
-    differences.add("data.class_names: 'kinetics700' in the workdir, None now")
+    expected.add("data.class_names: 'kinetics700' in the workdir, None now")
   if name == 'imagenet_learned':
-    differences.add('model.query_residual: False in the workdir, True now')
+    expected.add('model.query_residual: False in the workdir, True now')
   if name == 'imagenet_conv':
-    differences.add("model.stem.padding: 'same' in the workdir, 'symmetric' now")
-  assert set(differences(zoo.config(name), config)) == differences
+    expected.add("model.stem.padding: 'same' in the workdir, 'symmetric' now")
+  assert set(differences(zoo.config(name), config)) == expected
 
 
 def test_sizes_come_from_their_file():
