@@ -40,7 +40,12 @@ def _commands() -> list[str]:
 
 def _files() -> dict[str, str]:
   """The Python blocks that follow a file's name in backquotes."""
-  return dict(re.findall(r'`((?:perceiver_jax|configs)/[\w/]+\.py)`:\n\n```python\n(.*?)```', README, re.DOTALL))
+  return dict(re.findall(r'`((?:mytasks|configs)/[\w/]+\.py)`:\n\n```python\n(.*?)```', README, re.DOTALL))
+
+
+def example_files() -> dict[str, str]:
+  """The two files of the example task."""
+  return {name: text for name, text in _files().items() if 'rings' in name}
 
 
 @pytest.fixture
@@ -51,6 +56,7 @@ def clone(tmp_path):
   for name in ('train.py', 'eval.py'):
     shutil.copy(ROOT / name, tmp_path)
   for name, text in _files().items():
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(text)
   return tmp_path
 
@@ -65,7 +71,7 @@ def _train(clone: pathlib.Path, *arguments: str) -> dict[str, float]:
 def test_the_readme_shows_commands_and_files():
   assert len(_commands()) >= 4
   assert len(PAGES) >= 2
-  assert set(_files()) == {'configs/flowers.py', 'perceiver_jax/tasks/rings.py', 'configs/rings.py'}
+  assert set(_files()) == {'configs/flowers.py', 'mytasks/rings.py', 'configs/rings.py'}
 
 
 @pytest.mark.parametrize('command', [command for command in _commands() if 'train.py' in command])

@@ -67,6 +67,22 @@ class ArraySource:
     return self.names[index]
 
 
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+  """Holds the numbers 0 .. count - 1 as records: for examples that are made up as they are needed."""
+
+  count: int
+
+  def __len__(self) -> int:
+    return self.count
+
+  def __getitem__(self, index: int) -> int:
+    return index
+
+  def name(self, index: int) -> str:
+    return f'number {index}'
+
+
 def choose(splits: Mapping[str, T], split: str) -> T:
   """Returns `splits[split]`; raises UserError, listing the splits, where there is none of that name."""
   if split not in splits:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 
 from benchmarks.survive import ROOT, TINY, started
 from perceiver_jax.data import pipeline
-from perceiver_jax.data.dataset import Dataset
+from perceiver_jax.data.dataset import Dataset, Numbers
 from perceiver_jax.runs.checkpoint import saved_steps
 from perceiver_jax.types import Spec
 
@@ -71,19 +70,3 @@ def of_batches(
     return Dataset(Numbers(size if is_training else 2 * size), spec, prepare)
 
   return dataset
-
-
-@dataclasses.dataclass(frozen=True)
-class Numbers:
-  """Holds the numbers 0 .. count - 1 as records."""
-
-  count: int
-
-  def __len__(self) -> int:
-    return self.count
-
-  def __getitem__(self, index: int) -> int:
-    return index
-
-  def name(self, index: int) -> str:
-    return f'number {index}'
