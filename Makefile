@@ -15,7 +15,7 @@ TIMES ?= 25
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help digits permuted soak imagenet test test-fast test-tf fuzz lint clean
+.PHONY: help digits permuted soak imagenet test test-slow test-tf fuzz lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -34,11 +34,11 @@ imagenet:  ## build ImageNet for training in DATA=DIR, from its two tars there (
 	@$(MAKE) --no-print-directory .venv-tf/.requirements
 	@$(BIN_TF)/python -m perceiver_jax.data.build --name='$(NAME)' --data='$(DATA)'
 
-test: .venv/.requirements-test  ## every test (ARGS='-k attention', NUM_WORKERS=8)
-	$(BIN)/python -m pytest --numprocesses $(NUM_WORKERS) --dist worksteal $(ARGS)
-
-test-fast: .venv/.requirements-test  ## the tests that need no training run
+test: .venv/.requirements-test  ## what a newcomer runs (ARGS='-k attention', NUM_WORKERS=8)
 	$(BIN)/python -m pytest --numprocesses $(NUM_WORKERS) --dist worksteal -m 'not slow' $(ARGS)
+
+test-slow: .venv/.requirements-test  ## the rest: what trains for a while, kills processes, fills disks
+	$(BIN)/python -m pytest --numprocesses $(NUM_WORKERS) --dist worksteal -m slow $(ARGS)
 
 test-tf: .venv/.requirements-test .venv-tf/.requirements  ## build data with TensorFlow, read it without
 	PERCEIVER_TF_PYTHON=$(BIN_TF)/python $(BIN)/python -m pytest tests/tf $(ARGS)

@@ -35,15 +35,14 @@ from benchmarks import photos, record
 from benchmarks.timing import Figure, figure
 from perceiver_jax.data import pipeline, tfds_images
 from perceiver_jax.data.augmentation import random_crop, resize
-from perceiver_jax.data.dataset import Example
+from perceiver_jax.data.dataset import Dataset, Example
 from perceiver_jax.data.images import decode
 from perceiver_jax.data.randaugment import rand_augment
 from perceiver_jax.data.tf_example import parse
-from perceiver_jax.types import Field, UserError
+from perceiver_jax.types import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SIZE = 224
-SPEC = {'image': Field((SIZE, SIZE, 3), 'uint8'), 'label': Field((), 'int32')}
 STAGES = ('read and parse', 'decode', 'crop and flip', 'RandAugment', 'resize')
 REST = 'order, check, stack'
 PACKAGES = ('numpy', 'opencv-python-headless', 'scipy', 'grain', 'array_record')
@@ -59,9 +58,9 @@ Measure = Callable[[], tuple[int, float]]   # makes one pass -> (pictures, secon
 
 @dataclasses.dataclass(frozen=True)
 class Staged:
-  """A TfdsSource and what `augment` does to its records, by the same functions, each stage timed."""
+  """The records of a data set and what its `prepare` does to them, by the same functions, each stage timed."""
 
-  source: tfds_images.TfdsSource
+  source: Any                            # a TfdsSource
   seconds: dict[str, float]              # a defaultdict
 
   def __len__(self) -> int:
@@ -78,14 +77,14 @@ class Staged:
   def name(self, index: int) -> str:
     return self.source.name(index)
 
-  def augment(self, example: Example, generator: np.random.Generator) -> Example:
+  def prepare(self, example: Example, *, random: np.random.Generator, position: int, step: int) -> Example:
     image, start = example['image'], time.thread_time()
-    top, left, height, width = random_crop(image.shape[0], image.shape[1], generator)
+    top, left, height, width = random_crop(image.shape[0], image.shape[1], random)
     part = image[top:top + height, left:left + width]
-    if generator.integers(2):
+    if random.integers(2):
       part = cv2.flip(part, 1)
     start = self._lap('crop and flip', start)
-    part = rand_augment(part, generator, num_layers=4, magnitude=5)
+    part = rand_augment(part, random, num_layers=4, magnitude=5)
     start = self._lap('RandAugment', start)
     part = resize(part, SIZE)
     self._lap('resize', start)
@@ -98,20 +97,21 @@ class Staged:
 
 
 @contextlib.contextmanager
-def training(source: Any, augment: pipeline.Augment, batch_size: int) -> Iterator[Measure]:
+def training(dataset: Dataset, batch_size: int) -> Iterator[Measure]:
   """Training batches of one thread, which reads ahead: so what it finished during a pass is counted."""
   count: collections.Counter[str] = collections.Counter()
 
-  def counted(example: Example, generator: np.random.Generator) -> Example:
-    augmented = augment(example, generator)
+  def counted(record: Example, **context: Any) -> Example:
+    example = dataset.prepare(record, **context)
     count['images'] += 1
-    return augmented
+    return example
 
-  batches = pipeline.train_batches(source, SPEC, batch_size=batch_size, seed=0, augment=counted, num_threads=1)
+  batches = pipeline.batches(
+    dataset._replace(prepare=counted), 'train', batch_size=batch_size, is_training=True, num_threads=1)
 
   def measure() -> tuple[int, float]:
     before, start = count['images'], time.process_time()
-    while count['images'] < before + len(source):
+    while count['images'] < before + len(dataset.source):
       next(batches)
     result = count['images'] - before, time.process_time() - start
     _wait_for_rest(count)
@@ -128,9 +128,9 @@ def _wait_for_rest(count: collections.Counter[str]) -> None:
     time.sleep(0.1)
 
 
-def evaluation(source: tfds_images.TfdsSource, batch_size: int) -> tuple[int, float]:
+def evaluation(dataset: Dataset, batch_size: int) -> tuple[int, float]:
   start = time.process_time()
-  batches = pipeline.eval_batches(source, SPEC, batch_size=batch_size, view=tfds_images.view, num_threads=1)
+  batches = pipeline.batches(dataset, 'test', batch_size=batch_size, is_training=False, num_threads=1)
   num_images = sum(int(batch['mask'].sum()) for batch in batches)
   return num_images, time.process_time() - start
 
@@ -226,9 +226,9 @@ def run(num_photos: int, batch_size: int, repeats: int, tf_python: str) -> dict[
     files = [photos.jpeg(photos.photo(seed)) for seed in tqdm(range(num_photos), desc='photographs')]
     photos.write_set(directory, files)
     config = ConfigDict({'path': str(directory), 'image_size': SIZE, 'num_channels': 3, 'num_classes': 1})
-    train, test = (tfds_images.load(config, split) for split in ('train', 'test'))
+    train, test = (tfds_images.load(config, split, is_training=split == 'train') for split in ('train', 'test'))
     measures = {
-      'training': stack.enter_context(training(train, tfds_images.augment, batch_size)),
+      'training': stack.enter_context(training(train, batch_size)),
       'evaluation': lambda: evaluation(test, batch_size),
     }
     versions = {}
@@ -249,10 +249,10 @@ def run(num_photos: int, batch_size: int, repeats: int, tf_python: str) -> dict[
     'rows': table, 'shares': by_stage, 'needs': needs(table[0]['ours']['median'])}
 
 
-def stage_shares(source: tfds_images.TfdsSource, batch_size: int, repeats: int) -> dict[str, float]:
+def stage_shares(dataset: Dataset, batch_size: int, repeats: int) -> dict[str, float]:
   """Of the training pipeline's time, over all passes but the first."""
-  staged = Staged(source, collections.defaultdict(float))
-  with training(staged, staged.augment, batch_size) as measure:
+  staged = Staged(dataset.source, collections.defaultdict(float))
+  with training(dataset._replace(source=staged, prepare=staged.prepare), batch_size) as measure:
     measure()
     staged.seconds.clear()
     start = time.process_time()             # with what it reads ahead after a pass

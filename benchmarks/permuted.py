@@ -39,7 +39,7 @@ from perceiver_jax.runs.checkpoint import Checkpoints
 from perceiver_jax.tasks import image_classification
 from perceiver_jax.training import loop
 from perceiver_jax.training.evaluate import evaluate
-from perceiver_jax.training.experiment import build
+from perceiver_jax.training.experiment import build, open_split
 from perceiver_jax.training.step import averaged
 from perceiver_jax.types import Task
 
@@ -176,7 +176,7 @@ def measure(config: ConfigDict, task: Task, workdir: pathlib.Path) -> dict[str, 
 
   By the parameters after that share of the steps, not by those of the best checkpoint: nothing is chosen.
   """
-  experiment = build(config, task)
+  experiment, dataset = build(config, task), open_split(config, task, 'test', is_training=False)
   template = jax.eval_shape(experiment.init)
   accuracy = {}
   with Checkpoints(
@@ -185,9 +185,10 @@ def measure(config: ConfigDict, task: Task, workdir: pathlib.Path) -> dict[str, 
     for share in SHARES:
       state, _ = checkpoints.restore(int(share * config.num_steps), template)
       params, model_state = parallel.replicate((averaged(state), state.state))
-      figures = evaluate(task, experiment, params, model_state, 'test', batch_size=config.eval.batch_size)
-      assert figures is not None            # nothing interrupts it
-      accuracy[f'{share:.0%}'] = figures['test/accuracy']
+      found = evaluate(
+        task, experiment, params, model_state, 'test', dataset, batch_size=config.eval.batch_size)
+      assert found is not None              # nothing interrupts it
+      accuracy[f'{share:.0%}'] = found.values['test/accuracy']
   parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(template.params))
   return {'parameters': parameters, 'examples': config.num_steps * config.batch_size, 'accuracy': accuracy}
 

@@ -21,15 +21,14 @@ from typing import Any
 
 import jax
 import jmp
-import numpy as np
 from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
 from benchmarks import record, timing
 from perceiver_jax.commands.answer import answer, check_all_read
 from perceiver_jax.config import overrides
-from perceiver_jax.data.pairs import paired
-from perceiver_jax.data.synthetic import SyntheticSource
+from perceiver_jax.data import pipeline, synthetic
+from perceiver_jax.data.labelled_images import mixed
 from perceiver_jax.planning.flops import forward_flops
 from perceiver_jax.planning.rate import products_per_second
 from perceiver_jax.processes import parallel
@@ -43,14 +42,10 @@ Row = dict[str, Any]
 
 
 def batch_of(config: ConfigDict, task: Task) -> Batch:
-  """One training batch of noise, of `config.batch_size` examples; of pictures that are mixed, with their partners."""
-  is_mixed = config.data.get('mixing', 'none') != 'none'
-  count = config.batch_size * (2 if is_mixed else 1)
-  source = SyntheticSource(task.spec, count)
-  examples = [source[index] for index in range(count)]
-  batch = {name: np.stack([example[name] for example in examples]) for name in task.spec}
-  batch['mask'] = np.ones(count, np.float32)
-  return next(paired([batch], batch_size=config.batch_size, seed=config.seed)) if is_mixed else batch
+  """Returns a training batch of noise, of `config.batch_size` examples; with partners where pictures are mixed."""
+  noise = synthetic.dataset({**task.inputs, **task.targets}, 2 * config.batch_size)
+  dataset = mixed(noise) if config.data.get('mixing', 'none') != 'none' else noise
+  return next(pipeline.batches(dataset, 'train', batch_size=config.batch_size, is_training=True, seed=config.seed))
 
 
 def measure(name: str, config: ConfigDict, repeats: int) -> Row:

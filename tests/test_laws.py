@@ -16,6 +16,7 @@ FILES = [
   path.relative_to(ROOT) for pattern in ('perceiver_jax/**/*.py', 'configs/**/*.py', 'train.py', 'eval.py')
   for path in sorted(ROOT.glob(pattern))
 ]
+ARCHITECTURE = ROOT / 'docs' / 'architecture.md'
 ALL_FILES = [*FILES, *(path.relative_to(ROOT) for path in sorted(ROOT.glob('benchmarks/*.py')))]
 
 # Who may import whom. A room is a folder or a file of perceiver_jax, or a name at the top of the repository; a dotted
@@ -36,7 +37,8 @@ ROOMS = {
   'runs': {'config', 'processes', 'runs', *BASE},
   'training': {'config', 'metrics', 'processes', 'runs', 'training', *BASE},
   'interop': {'config', 'interop', 'runs.weights', *BASE},
-  'inference': {'config', 'data.byte_tokenizer', 'inference', 'interop', 'runs.weights', 'tasks', *BASE},
+  'inference': {
+    'config', 'data.byte_tokenizer', 'inference', 'interop', 'runs.files', 'runs.weights', 'tasks', *BASE},
   'planning': {'config', 'inference', 'planning', 'processes', 'tasks', 'training', *BASE},
   'configs': {'config', 'configs'},
   'perceiver_jax': {'inference'},
@@ -246,11 +248,18 @@ def test_no_code_asks_which_task_it_serves():
   assert questions == []
 
 
-def test_the_tree_in_the_readme_is_the_tree_on_disk():
-  readme = (ROOT / 'README.md').read_text()
-  tree = re.search(r'^## The tree\n.*?^```\w*\n(.*?)^```', readme, re.DOTALL | re.MULTILINE)
-  assert tree, 'there is no block under "## The tree"'
-  listed = [line.split()[0] for line in tree[1].splitlines() if line.strip()]
-  assert [path for path in listed if not (ROOT / path).exists()] == []
-  assert [str(path) for path in ALL_FILES if str(path) not in listed and path.name != '__init__.py'] == []
-  assert len(set(listed)) == len(listed)
+def tree() -> str:
+  """Every file, and the first line of its docstring."""
+  first = {path: (ast.get_docstring(_tree(path)) or '').partition('\n')[0] for path in ALL_FILES}
+  width = 2 + max(len(str(path)) for path, line in first.items() if line)
+  return ''.join(f'{path!s:{width}}{line}\n' for path, line in first.items() if line)
+
+
+def test_the_tree_in_the_docs_is_the_tree_on_disk():
+  """Where it is not, `python -m tests.test_laws` writes it anew."""
+  assert f'```text\n{tree()}```' in ARCHITECTURE.read_text()
+
+
+if __name__ == '__main__':
+  ARCHITECTURE.write_text(re.sub(
+    r'```text\n.*?```', lambda _: f'```text\n{tree()}```', ARCHITECTURE.read_text(), flags=re.DOTALL))

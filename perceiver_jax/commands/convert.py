@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from perceiver_jax.commands.answer import TASK_HELP, answer, asks_for_help, show_text
+from perceiver_jax.runs.files import check_local
 from perceiver_jax.types import UserError
 
 
@@ -37,6 +38,8 @@ def _read(argv: list[str]) -> Callable[[], int]:
   if len(arguments) != 2:
     raise UserError(f'SOURCE and DEST are needed; {len(arguments)} arguments are given')
   source, dest = arguments
+  check_local('SOURCE', source)
+  check_local('DEST', dest)
   return functools.partial(_convert, source, dest, flag_values.model, flag_values.to, flag_values.task)
 
 

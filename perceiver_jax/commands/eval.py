@@ -26,6 +26,7 @@ from perceiver_jax.commands.answer import (
 from perceiver_jax.commands.compilation_cache import keep_compiled
 from perceiver_jax.commands.processes import define_processes, processes
 from perceiver_jax.config.saved import load_config
+from perceiver_jax.runs.files import check_local
 from perceiver_jax.types import UserError
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def _read(argv: list[str]) -> Callable[[], int]:
   if any(argument.startswith(('--config', '-config', '--noconfig')) for argument in argv):
     raise UserError('eval takes no --config: it reads the config.json that the run keeps in --workdir')
   check_all_read(flag_values(argv))
+  for name in ('workdir', 'model', 'path', 'data_path'):
+    check_local(f'--{name}', flag_values[name].value)
   if flag_values.workdir and flag_values.model:
     raise UserError('--workdir and --model exclude each other: which of the two is to be evaluated?')
   which_process = processes(flag_values)

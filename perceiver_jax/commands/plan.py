@@ -30,6 +30,7 @@ from perceiver_jax.commands.answer import (
 from perceiver_jax.commands.compilation_cache import keep_compiled
 from perceiver_jax.config import overrides
 from perceiver_jax.config.values import check
+from perceiver_jax.runs.files import check_local
 from perceiver_jax.types import UserError
 
 
@@ -64,6 +65,7 @@ def _read(argv: list[str]) -> Callable[[], int]:
   config = overrides.load(path)
   check_all_read(overrides.override(config, argv, flag_values))
   given = {name: flag_values[name].value for name in ('devices', 'memory_gib', 'compile', 'fit', 'gflops', 'json')}
+  check_local('--json', given['json'])
   _check_flags(given)
   return functools.partial(_plan, path, config, given)
 

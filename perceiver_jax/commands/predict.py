@@ -17,6 +17,7 @@ from absl import flags
 
 from perceiver_jax.commands.answer import TASK_HELP, answer, asks_for_help, show_text
 from perceiver_jax.commands.compilation_cache import keep_compiled
+from perceiver_jax.runs.files import check_local
 from perceiver_jax.types import UserError
 
 
@@ -45,6 +46,8 @@ def _read(argv: list[str]) -> Callable[[], int]:
     raise UserError('--model is missing: which model? For example --model=imagenet_conv')
   if not inputs:
     raise UserError('nothing to predict from: name a file, or for a language model give a text with [hidden words]')
+  for name in ('model', 'path', 'output'):
+    check_local(f'--{name}', flag_values[name].value)
   if flag_values.output is not None:
     _check_output(flag_values.output, [*inputs, flag_values.path or ''])
   return functools.partial(_predict, flag_values.model, flag_values.path, inputs, flag_values.output, flag_values.task)

@@ -32,6 +32,7 @@ from perceiver_jax.commands.processes import define_processes, processes
 from perceiver_jax.config import overrides
 from perceiver_jax.config.saved import to_json
 from perceiver_jax.config.values import check
+from perceiver_jax.runs.files import check_local
 from perceiver_jax.types import History, UserError
 
 _CONFIG_HELP = (
@@ -66,6 +67,8 @@ def _read(argv: list[str]) -> Callable[[], int]:
     return functools.partial(show_text, to_json(config))
   if not flag_values.workdir:
     raise UserError('--workdir is missing: the folder that holds the run, for example --workdir=runs/digits')
+  check_local('--workdir', flag_values.workdir)
+  check(config)
   return functools.partial(_train, config, flag_values.workdir, flag_values.profile, processes(flag_values))
 
 

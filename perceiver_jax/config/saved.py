@@ -16,6 +16,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from perceiver_jax.config.values import flatten, tuples
+from perceiver_jax.runs.files import write_atomically
 from perceiver_jax.types import UserError
 
 _ABSENT = object()
@@ -37,9 +38,7 @@ def save_config(config: ConfigDict, workdir: str | os.PathLike) -> None:
   text = to_json(config)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'config.json.{os.getpid()}.tmp')
-    unfinished.write_text(text)
-    unfinished.replace(path)
+    write_atomically(path, text)
   except OSError as error:
     raise UserError(f'cannot write {path}: {error.strerror}; choose a --workdir that can be written') from error
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from perceiver_jax.runs.files import check_local
 from perceiver_jax.types import UserError
 
 # The words that a key may hold; checked when a config is read, before anything is traced.
@@ -61,6 +62,8 @@ def changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
 def check(config: ConfigDict) -> None:
   """Raises UserError for a number out of its range (a probability of 1.5) or a word that a key does not know."""
   for key, value in flatten(config).items():
+    if key.rpartition('.')[2] in ('path', 'init_from'):
+      check_local(f'config.{key}', value)
     if key in CHOICES and value not in CHOICES[key]:
       words = CHOICES[key]
       guess = f'; did you mean {nearest(value, words)!r}?' if isinstance(value, str) else ';'

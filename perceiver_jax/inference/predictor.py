@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from perceiver_jax.inference import model as models
 from perceiver_jax.inference.source import open_source
+from perceiver_jax.runs.files import check_local
 from perceiver_jax.tasks import make_task
 from perceiver_jax.types import UserError
 
@@ -68,6 +69,8 @@ def load(name: str | Path, path: str | Path | None = None, *, task: str | None =
   Says on stderr whose weights they are, where these have a licence.
   """
   _check_path('the name of a model', name)
+  check_local('the model', name)
+  check_local('path', path)
   if path is not None:
     _check_path('path', path)
   source = open_source(name, path, task)

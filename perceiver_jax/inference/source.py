@@ -38,6 +38,7 @@ class Source(NamedTuple):
 # How the keys end that multiply to a number of layers.
 _DEPTHS = ('.num_blocks', '.num_self_attends_per_block', '.num_cross_attends')
 _MAX_LAYERS = 10_000
+_MAX_SIZE = 2**16                           # pixels along a side
 
 
 def open_source(name: str | Path, path: str | Path | None = None, task: str | None = None) -> Source:
@@ -141,6 +142,9 @@ def _template(config: ConfigDict, directory: Path) -> tuple[Tree, Tree]:
             if key.endswith(_DEPTHS) and type(value) is int]
   if math.prod(counts) > _MAX_LAYERS:       # which would be built one by one, for ever
     raise UserError(f'the config of {directory} describes a model of {math.prod(counts)} layers; at most {_MAX_LAYERS}')
+  if sizes := [key for key, value in flatten(config).items()
+               if key.startswith('data.') and key.endswith('_size') and type(value) is int and value > _MAX_SIZE]:
+    raise UserError(f'the config of {directory} describes no model that can be built: {sizes[0]} is beyond {_MAX_SIZE}')
   try:
     return template(config)
   except (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:

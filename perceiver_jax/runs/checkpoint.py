@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from perceiver_jax.config.values import parse_best
-from perceiver_jax.runs.files import disk_errors, quiet_orbax
+from perceiver_jax.runs.files import disk_errors, plain_path, quiet_orbax, write_atomically
 from perceiver_jax.runs.saved_state import STATE, check_fits, check_size, read_arrays, saved_tree
 from perceiver_jax.types import TrainState, Tree, UserError
 
@@ -70,7 +71,10 @@ class Checkpoints:
       for unfinished in self._directory.glob('*.orbax-checkpoint-tmp*'):
         shutil.rmtree(unfinished)  # by us: Orbax does it in a thread that fails where the process ends soon
     quiet_orbax()
-    self._manager = ocp.CheckpointManager(self._directory, options=ocp.CheckpointManagerOptions(
+    self._names = contextlib.ExitStack()
+    plain = self._names.enter_context(plain_path(self._directory))
+    _try_out(self._directory)
+    self._manager = ocp.CheckpointManager(plain, options=ocp.CheckpointManagerOptions(
       preservation_policy=SimpleNamespace(should_preserve=self._should_keep),
       async_options=ocp.AsyncOptions(
         timeout_secs=10**9,                        # for ever: Orbax asks the clock, which may jump by hours
@@ -166,7 +170,7 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits as `wait` does, and ends Orbax's threads."""
-    with contextlib.closing(self._manager):
+    with self._names, contextlib.closing(self._manager):
       self.wait()
 
   def _should_keep(self, checkpoints: Sequence[Any], *, context: object) -> list[bool]:
@@ -180,6 +184,24 @@ class Checkpoints:
     path = self._directory / f'{step}.orbax-checkpoint-tmp'
     files = sorted(file for file in (path / STATE).rglob('*') if file.is_file())
     _replace_record(path, {**record, 'files': {str(file.relative_to(path)): _file_digest(file) for file in files}})
+
+
+def _try_out(directory: Path) -> None:
+  """Saves a few numbers in a directory and reads them back: a run must not find out at its end that this fails."""
+  checkpoint = directory / f'trial.{os.getpid()}'
+  here = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix='trial')
+  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=here)
+  expected = {'numbers': np.arange(3)}
+  try:
+    with disk_errors(f'cannot write checkpoints to {directory}'), plain_path(checkpoint) as plain:
+      checkpoint.mkdir(exist_ok=True)
+      ocp.Checkpointer(handler, multiprocessing_options=here).save(plain / STATE, args=ocp.args.PyTreeSave(expected))
+    if not np.array_equal(read_arrays(checkpoint, expected)['numbers'], expected['numbers']):
+      raise UserError('it comes back with other numbers')
+  except UserError as error:
+    raise UserError(f'{directory} cannot hold checkpoints, choose another --workdir: {error}') from error
+  finally:
+    shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def load_weights(
@@ -258,9 +280,7 @@ def _record_digest(record: Mapping[str, Any]) -> str:
 
 def _replace_record(checkpoint: Path, record: Mapping[str, Any]) -> None:
   """Writes checkpoint.json in one move: a kill leaves the old one or the new one."""
-  new = checkpoint / f'{RECORD}.new'
-  new.write_text(json.dumps({**record, 'sha256': _record_digest(record)}, indent=2))
-  new.replace(checkpoint / RECORD)
+  write_atomically(checkpoint / RECORD, json.dumps({**record, 'sha256': _record_digest(record)}, indent=2))
 
 
 def _read_record(checkpoint: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What Orbax and TensorStore say of a disk that is full: ten tracebacks and two thousand characters, made one line."""
+"""Files of a run: paths that Orbax can take, atomic writes, and errors of the disk in one line."""
 
 from __future__ import annotations
 
@@ -7,11 +7,55 @@ import logging as std_logging
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from absl import logging
 
 from perceiver_jax.types import UserError
+
+
+def write_atomically(path: str | os.PathLike, text: str) -> None:
+  """Writes a file in one move: a kill leaves the old one or the new one. Raises OSError."""
+  path = Path(path)
+  unfinished = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  unfinished.write_text(text)
+  unfinished.replace(path)
+
+
+def check_local(what: str, path: str | os.PathLike | None) -> None:
+  """Raises UserError for the address of a storage in place of a path: a run needs locks, renames and appends.
+
+  Args:
+    what: the flag or the key, for the message.
+    path: as a person gave it; None is fine.
+  """
+  scheme, found, rest = str(path or '').partition('://')
+  if not found or not re.fullmatch('[A-Za-z][A-Za-z0-9+.-]*', scheme):
+    return
+  advice = {
+    'gs': f'mount it (gcsfuse {rest.partition("/")[0]} /mnt/bucket) or copy it (gsutil -m cp -r)',
+    's3': f'mount it (mount-s3 {rest.partition("/")[0]} /mnt/bucket) or copy it (aws s3 cp --recursive)',
+    'file': f'leave out the scheme: {rest}',
+  }.get(scheme.lower(), 'mount it, or copy it to a disk of this machine')
+  raise UserError(
+    f'{what}={path} is an address, and only paths of this machine serve: {advice}; see docs/operations.md')
+
+
+@contextlib.contextmanager
+def plain_path(directory: Path) -> Iterator[Path]:
+  """Gives a directory a name that Orbax and TensorStore take as it is: some characters are patterns to them.
+
+  It is a symbolic link to the directory, which need not exist yet, where its own name will not do.
+  """
+  if re.fullmatch(r'[\w/. +=,:@~-]*', str(directory)):
+    yield directory
+    return
+  with tempfile.TemporaryDirectory(prefix='perceiver_jax') as folder:
+    link = Path(folder, 'directory')
+    link.symlink_to(directory.absolute(), target_is_directory=True)
+    yield link
 
 
 @contextlib.contextmanager

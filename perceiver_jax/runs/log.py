@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from perceiver_jax.runs.curves import add_to_curves, open_curves
+from perceiver_jax.runs.files import write_atomically
 from perceiver_jax.types import History, UserError
 
 
@@ -28,7 +29,8 @@ class Log:
     """
     self.path = os.path.join(workdir, 'metrics.jsonl')
     kept = [line for line in read_history(workdir) if line['step'] <= last_step]
-    _write_atomically(self.path, ''.join(json.dumps(_finite(line)) + '\n' for line in kept))
+    with _disk_errors(self.path):
+      write_atomically(self.path, ''.join(json.dumps(_finite(line)) + '\n' for line in kept))
     self._curves = os.path.join(workdir, 'tensorboard')
     with _disk_errors(self._curves):
       self._events = open_curves(self._curves, last_step)
@@ -93,13 +95,6 @@ def _disk_errors(path: str) -> Iterator[None]:
     raise UserError(f'cannot write {path}: {error.strerror}') from error
 
 
-def _write_atomically(path: str, text: str) -> None:
-  with _disk_errors(path):
-    with open(path + '.tmp', 'w') as file:
-      file.write(text)
-    os.replace(path + '.tmp', path)
-
-
 def _start_wandb(workdir: str, config: ConfigDict):
   """wandb's run of this workdir: a new one the first time, and the same from then on."""
   try:
@@ -115,5 +110,6 @@ def _start_wandb(workdir: str, config: ConfigDict):
   except FileNotFoundError:
     run_id = None
   run = wandb.init(dir=workdir, id=run_id, name=name, config=config.to_dict(), resume='allow')
-  _write_atomically(path, f'{run.id}\n')
+  with _disk_errors(path):
+    write_atomically(path, f'{run.id}\n')
   return run

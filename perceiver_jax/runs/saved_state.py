@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from perceiver_jax.runs.files import plain_path
 from perceiver_jax.types import Tree, UserError
 
 STATE = 'state'                             # its folder in that of a checkpoint
@@ -25,7 +26,8 @@ _MAX_UNFOLDED, _MAX_REPEATS = 2**28, 16     # [bytes] and times what a file hold
 def saved_tree(checkpoint: Path) -> Tree:
   """What was saved, with shape and dtype in place of arrays; named tuples come as dicts. Raises UserError."""
   with _foreign_errors(checkpoint):
-    tree = ocp.PyTreeCheckpointHandler().metadata(checkpoint / STATE).tree
+    with plain_path(checkpoint) as plain:
+      tree = ocp.PyTreeCheckpointHandler().metadata(plain / STATE).tree
     if strange := [name for name, leaf in _entries(tree).items() if not hasattr(leaf, 'dtype')]:
       raise ValueError(f'{strange[0]} is no array')
     return tree
@@ -34,9 +36,9 @@ def saved_tree(checkpoint: Path) -> Tree:
 def read_arrays(checkpoint: Path, template: Tree) -> Tree:
   """Those entries of what was saved that `template` has, as NumPy arrays, in its tree. Raises UserError."""
   args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template)
-  with _foreign_errors(checkpoint):
+  with _foreign_errors(checkpoint), plain_path(checkpoint) as plain:
     return ocp.PyTreeCheckpointHandler().restore(
-      checkpoint / STATE, args=ocp.args.PyTreeRestore(item=template, restore_args=args, partial_restore=True))
+      plain / STATE, args=ocp.args.PyTreeRestore(item=template, restore_args=args, partial_restore=True))
 
 
 def check_size(checkpoint: Path, saved: Tree) -> None:
@@ -57,7 +59,9 @@ def check_fits(checkpoint: Path, template: Tree, saved: Tree) -> None:
     f'{name} is {found.get(name, "missing")}, expected {expected.get(name, "nothing")}'
     for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
   if differences:
-    raise UserError(f'checkpoint {checkpoint} does not fit this model and optimizer: {"; ".join(differences)}')
+    more = f'; and {len(differences) - 10} more' if len(differences) > 10 else ''
+    raise UserError(
+      f'checkpoint {checkpoint} does not fit this model and optimizer: {"; ".join(differences[:10])}{more}')
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ def make_task(config: ConfigDict, *, may_import: bool = True) -> Task:
     return importlib.import_module(f'perceiver_jax.tasks.{name}').make(config)
   if not isinstance(name, str) or '.' not in name:
     raise UserError(
-      f'there is no task {name!r}. Did you mean {nearest(str(name), task_names())!r}?\n'
+      f'there is no task {name!r}. Did you mean {nearest(str(name), task_names())!r}? '
       f'perceiver_jax/tasks has: {", ".join(task_names())}; a module of yours is named with its package, mytasks.rings')
   if not may_import and name not in sys.modules:
     raise UserError(

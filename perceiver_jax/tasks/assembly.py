@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from perceiver_jax.core.input_array import InputArray, Pack
 from perceiver_jax.core.perceiver import Captured, Decoder, Encoder, Processor, encode
-from perceiver_jax.types import Array, Batch, UserError
+from perceiver_jax.types import ALWAYS, Array, Batch, UserError
 
 
 def entry(batch: Batch, name: str, *axes: int | str) -> Array:
@@ -19,7 +19,7 @@ def entry(batch: Batch, name: str, *axes: int | str) -> Array:
   Raises UserError where there is none, or it has another shape.
   """
   if name not in batch:
-    raise UserError(f'{name} is missing: the batch has {", ".join(sorted(batch)) or "nothing"}')
+    raise UserError(f'{name} is missing: the batch has {", ".join(sorted(set(batch) - set(ALWAYS))) or "nothing"}')
   array, expected = batch[name], ('batch', *axes)
   if array.ndim != len(expected) or any(
       isinstance(wanted, int) and size != wanted for size, wanted in zip(array.shape, expected, strict=True)):

@@ -53,7 +53,8 @@ def make_train_step(
     gradients, model_state, means = _accumulate(task, apply, config.micro_batches, state, _zeroed(batch), key)
     gradients, means = parallel.sum_over_devices((gradients, means))
     weight = means['loss'][1]
-    gradients = jax.tree.map(lambda g: g / jnp.where(weight == 0, 1, weight), gradients)
+    # The weight is float32; moments of the optimizer keep the dtype of the parameters.
+    gradients = jax.tree.map(lambda g: (g / jnp.where(weight == 0, 1, weight)).astype(g.dtype), gradients)
     updated = _update(state, gradients, parallel.mean_over_devices(model_state), optimizer, config.ema_decay)
     norms = {'gradient_norm': optax.tree.norm(gradients), 'parameter_norm': optax.tree.norm(updated.params)}
     # Statistics of their own: a variance may overflow where loss and gradients do not, and would stay infinite.

@@ -73,7 +73,8 @@ def curves_picture(path: str | os.PathLike[str], history: History) -> None:
     style_axes(axes)
     for split, colour in zip(['train', *evaluated], cycle((BLUE, ORANGE, INK, GREY)), strict=False):
       steps, values = series(history, f'{split}/{name}')
-      axes.plot(steps, values, color=colour, linewidth=2, marker='' if len(steps) > 1 else 'o', label=split)
+      style = TRAIN | dict(color=colour, marker='' if len(steps) > 1 else 'o', markersize=5)
+      axes.plot(steps, values, **style, label=split)
     axes.set_title(name, loc='left', fontsize=SMALL + 1, color=INK, weight='bold', pad=8)
     axes.legend(fontsize=SMALL, labelcolor=INK, frameon=False)
   axes.set_xlabel('step', fontsize=SMALL, color=GREY)

@@ -25,7 +25,7 @@ def train(tmp_path_factory):
   directory = tmp_path_factory.mktemp('data') / 'photos'
   photos.write_set(directory, [photos.jpeg(photos.photo(seed)) for seed in range(2)])
   config = ConfigDict({'path': str(directory), 'image_size': 224, 'num_channels': 3, 'num_classes': 1})
-  return tfds_images.load(config, 'train')
+  return tfds_images.load(config, 'train', is_training=True)
 
 
 def _is_figure(value):
@@ -71,10 +71,10 @@ def test_an_environment_without_tensorflow_is_refused(tmp_path, capfd):
 
 def test_the_stages_that_are_timed_are_those_of_training(train):
   """The same pictures, to the bit, so nothing is timed that training does not do, and nothing is left out."""
-  staged = data_throughput.Staged(train, collections.Counter())
-  settings = {'batch_size': 4, 'seed': 3, 'num_threads': 1}
-  ours = pipeline.train_batches(train, data_throughput.SPEC, augment=tfds_images.augment, **settings)
-  timed = pipeline.train_batches(staged, data_throughput.SPEC, augment=staged.augment, **settings)
+  staged = data_throughput.Staged(train.source, collections.Counter())
+  settings = {'batch_size': 4, 'seed': 3, 'num_threads': 1, 'is_training': True}
+  ours = pipeline.batches(train, 'train', **settings)
+  timed = pipeline.batches(train._replace(source=staged, prepare=staged.prepare), 'train', **settings)
   for _ in range(4):
     one, other = next(ours), next(timed)
     np.testing.assert_array_equal(one['image'], other['image'])
@@ -86,9 +86,9 @@ def test_the_stages_that_are_timed_are_those_of_training(train):
 
 
 def test_a_pass_counts_the_pictures_made_in_it(train):
-  with data_throughput.training(train, tfds_images.augment, batch_size=2) as measure:
+  with data_throughput.training(train, batch_size=2) as measure:
     num_images, seconds = measure()
-  assert num_images >= len(train) and seconds > 0
+  assert num_images >= len(train.source) and seconds > 0
   num_images, seconds = data_throughput.evaluation(train, batch_size=4)
   assert num_images == 2 and seconds > 0
 

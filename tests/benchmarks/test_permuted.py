@@ -24,7 +24,7 @@ def test_a_run_ends_with_the_test_accuracy_of_its_last_step_and_of_those_before(
   assert result.items() >= {**WHAT, 'examples': 20 * 16}.items()
   assert list(result['accuracy']) == ['25%', '50%', '100%']
   task = image_classification.make(config)
-  last = evaluate_workdir(config, str(tmp_path), task, split='test', checkpoint='latest')
+  last = evaluate_workdir(config, str(tmp_path), task, splits=('test',), checkpoint='latest')
   assert (last['step'], last['examples']) == (20, 3590)
   assert result['accuracy']['100%'] == pytest.approx(last['test/accuracy'])
   assert len(set(result['accuracy'].values())) > 1

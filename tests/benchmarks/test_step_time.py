@@ -49,11 +49,11 @@ def test_a_share_is_of_the_products_of_the_same_round():
 
 
 def test_pictures_that_are_mixed_come_with_a_partner():
-  for mixing, names in (('none', set()), ('half_and_half', {'partner', 'partner_label', 'mixing_key', 'place'})):
+  for mixing, names in (('none', set()), ('half_and_half', {'partner', 'partner_label', 'place'})):
     config = imagenet.get_config('debug')
     config.batch_size, config.data.mixing = 6, mixing
     batch = step_time.batch_of(config, make_task(config))
-    assert set(batch) == {'image', 'label', 'mask'} | names
+    assert set(batch) == {'image', 'label', 'mask', 'key'} | names
     assert {len(array) for array in batch.values()} == {6}
     assert np.unique(batch['image']).size > 100  # noise
 

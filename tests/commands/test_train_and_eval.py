@@ -16,7 +16,10 @@ import pytest
 
 from perceiver_jax.commands import compilation_cache
 from perceiver_jax.commands.answer import answer as run_command, set_xla_flags
+from perceiver_jax.commands.convert import convert
 from perceiver_jax.commands.eval import evaluate
+from perceiver_jax.commands.plan import plan
+from perceiver_jax.commands.predict import predict
 from perceiver_jax.commands.train import train
 from perceiver_jax.config import overrides
 from perceiver_jax.config.saved import save_config
@@ -131,7 +134,7 @@ def test_an_unknown_task_is_answered_with_the_tasks_there_are(answer, tmp_path):
   exit_code, said = answer(
     train, DIGITS, f'--workdir={tmp_path}/run', '--config.task=image_clasification')
   assert exit_code == 1
-  assert "'image_classification'?" in said[0] and 'image_classification' in said[1]
+  assert "Did you mean 'image_classification'? perceiver_jax/tasks has: image_classification, masked_lm" in said[0]
 
 
 @pytest.mark.parametrize('arguments, exit_code, fragment', [
@@ -383,3 +386,20 @@ def test_an_evaluation_that_could_not_read_everything_prints_its_figures_and_fai
   assert (whole.returncode, part.returncode) == (0, 1)
   assert 'test/accuracy' in part.stdout
   assert 'these figures leave out what could not be read: 1 (' in part.stderr and '1.png' in part.stderr
+
+
+@pytest.mark.parametrize('command, arguments', [
+  (train, [DIGITS, '--workdir=gs://bucket/run']), (train, [DIGITS, '--workdir=x', '--config.init_from=s3://bucket/run']),
+  (train, ['--config=configs/images.py', '--workdir=x', '--config.data.path=gs://bucket/images']),
+  (evaluate, ['--workdir=file:///x']), (evaluate, ['--model=imagenet_conv', '--data_path=gs://x/y']),
+  (evaluate, ['--model=hdfs://x/y']), (predict, ['--model=gs://x/y', 'dog.jpg']),
+  (predict, ['--model=imagenet_conv', '--path=s3://x/y', 'dog.jpg']),
+  (predict, ['--model=imagenet_conv', '--output=gs://x.png', 'dog.jpg']), (convert, ['gs://x/y', 'z']),
+  (convert, ['x', 's3://x/y']), (plan, [DIGITS, '--json=gs://x/plan.json'])])
+def test_an_address_of_a_storage_is_refused_by_every_command_before_anything_is_made(
+    command, arguments, answer, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+  exit_code, said = answer(command, *arguments)
+  assert exit_code == 2 and len(said) == 1 and 'is an address, and only paths of this machine serve' in said[0]
+  assert [path.name for path in tmp_path.iterdir()] == ['configs']

@@ -179,7 +179,8 @@ def test_attention_comes_if_it_is_asked_for(model):
    r'image is \[batch, 16, 16, 3\], not \[1, 16, 17, 3\]'),
   ('debug', {'image': np.zeros((1, 16, 16, 3), np.uint8), 'valid': np.ones((1, 16, 16))},
    r'valid is \[batch, elements\], \[1, 256\], not \[1, 16, 16\]'),
-  ('debug', {'label': np.zeros(1, np.int32)}, 'image is missing: the batch has label'),
+  ('debug', {'label': np.zeros(1, np.int32)}, "no input 'label'; it takes image"),
+  ('debug', {}, 'image is missing: the batch has nothing'),
 ])
 def test_another_batch_is_the_users_mistake(variant, batch, message):
   with pytest.raises(UserError, match=message):

@@ -88,7 +88,7 @@ def test_the_logits_of_a_clip_are_all_three_outputs(saved):
   predictor = load(saved / 'clip')
   logits = predictor.logits(**BATCHES['clip'])
   assert {name: x.shape for name, x in logits.items()} == {'video': (2, 2, 8, 8, 3), 'audio': (2, 64), 'label': (2, 5)}
-  some = predictor.logits(**BATCHES['clip'], video_points=np.array([0, 77]), audio_points=np.array([1]))
+  some = predictor.logits(**BATCHES['clip'], video_points=np.array([[0, 77]] * 2), audio_points=np.array([[1]] * 2))
   np.testing.assert_allclose(some['video'], logits['video'].reshape(2, -1, 3)[:, [0, 77]], rtol=1e-4, atol=1e-5)
 
 
@@ -113,13 +113,13 @@ def test_attention_and_latents_come_if_they_are_asked_for(saved, name):
 
 
 @pytest.mark.parametrize('name, inputs, message', [
-  ('text', {'token': 1}, r"this model has no input 'token'; it takes tokens, valid"),
+  ('text', {'token': 1}, r"this model has no input 'token'; it takes tokens"),
   ('text', {}, r'tokens is missing: the batch has nothing'),
   ('text', {'tokens': [1, 2]}, r'tokens is \[batch, tokens\], not \[2\]'),
   ('text', {'tokens': [[1, 262]]}, r'tokens are from 1 to 262; this model knows 0 to 261'),
   ('text', {'tokens': [[-100, 6]]}, r'tokens are from -100 to 6'),
   ('text', {'tokens': [[6.0, 7.0]]}, r'tokens are integers, not float'),
-  ('picture', {'pixel_values': 1}, r"no input 'pixel_values'; it takes image, label"),
+  ('picture', {'pixel_values': 1}, r"no input 'pixel_values'; it takes image"),
   ('picture', {'image': np.zeros((1, 3, 16, 16))}, r'image is \[batch, height, width, 3\], not \[1, 3, 16, 16\]'),
   ('flow', {'frames': np.zeros((2, 12, 16, 3))}, r'frames is \[batch, 2, height, width, 3\], not \[2, 12, 16, 3\]'),
   ('clip', {'video': BATCHES['clip']['video']}, r'audio is missing: the batch has video'),
@@ -130,9 +130,9 @@ def test_inputs_that_the_model_does_not_take_are_the_users_mistake(saved, name, 
 
 
 @pytest.mark.parametrize('batch, message', [
-  (None, 'a batch is a dict of arrays by name, tokens, valid, not NoneType'),
+  (None, 'a batch is a dict of arrays by name, tokens, not NoneType'),
   ([1], 'not list'),
-  ({'tokens': [[7]], 'token': [[7]]}, "no input 'token'; it takes tokens, valid"),
+  ({'tokens': [[7]], 'token': [[7]]}, "no input 'token'; it takes tokens"),
   ({3: [[7]], 'tokens': [[7]]}, "no input '3'"),
   ({'tokens': np.zeros((0, 32), int)}, r'tokens is \[0, 32\]: the batch is empty'),
   ({'tokens': []}, r'tokens is \[0\]: the batch is empty'),
@@ -146,10 +146,10 @@ def test_a_batch_that_is_none_is_the_users_mistake(saved, batch, message):
     load(saved / 'text').run(batch)
 
 
-def test_an_empty_batch_has_no_logits_and_those_of_no_point_are_no_empty_batch(saved):
+def test_an_empty_batch_has_no_logits_and_points_are_per_example(saved):
   with pytest.raises(UserError, match=r'frames is \[0, 2, 12, 16, 3\]: the batch is empty'):
     load(saved / 'flow').logits(frames=BATCHES['flow']['frames'][:0])
-  some = load(saved / 'clip').run({**BATCHES['clip'], 'video_points': np.array([3]), 'mask': np.ones(2)})
+  some = load(saved / 'clip').run({**BATCHES['clip'], 'video_points': np.array([[3], [4]]), 'mask': np.ones(2)})
   assert some['video'].shape == (2, 1, 3)
 
 

@@ -146,7 +146,7 @@ def test_a_mask_changes_the_text_that_it_hides():
 
 def test_points_of_a_clip_are_answered_as_in_the_whole():
   points = {'video_points': np.array([127, 3, 64]), 'audio_points': np.array([7, 0])}
-  outputs = _outputs('video_autoencoding', **points)
+  outputs = _outputs('video_autoencoding', **{name: np.stack([x, x]) for name, x in points.items()})
   assert _far(outputs['video'], _golden()['video_autoencoding.video'][:, points['video_points']]) < 2e-5
   audio = _golden()['video_autoencoding.audio'].reshape(2, -1, 8)[:, points['audio_points']]
   assert _far(outputs['audio'], audio.reshape(2, -1)) < 2e-5

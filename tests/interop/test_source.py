@@ -47,10 +47,10 @@ def _refusal(*arguments) -> str:
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
-  ({'task': 'os'}, "is of the task 'os'; there are image_classification, masked_lm, optical_flow, text_classification"),
-  ({'task': '__init__'}, "is of the task '__init__'"),
-  ({'task': ['a']}, 'is of the task'),
-  ({'task': None}, 'is of the task None'),
+  ({'task': 'os'}, "there is no task 'os'. Did you mean"),
+  ({'task': '__init__'}, "there is no task '__init__'"),
+  ({'task': ['a']}, 'there is no task'),
+  ({'task': None}, 'there is no task None'),
   ({'data': 3}, 'data'),
   ({'data': {}}, 'describes no model that can be built'),
   ({'data__image_size': 10**9}, 'describes no model that can be built'),

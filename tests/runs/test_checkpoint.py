@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pathlib
 import resource
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import numpy as np
 import optax
 import pytest
 
+from perceiver_jax.runs import checkpoint
 from perceiver_jax.runs.checkpoint import Checkpoints, DamagedCheckpoint, load_weights, saved_steps
 from perceiver_jax.types import TrainState, UserError
 
@@ -406,3 +408,34 @@ def test_a_path_without_checkpoints_says_what_a_valid_one_looks_like(tmp_path, n
   (tmp_path / 'empty' / 'checkpoints').mkdir(parents=True)
   with pytest.raises(UserError, match=rf'no checkpoint in .*{name}: expected .*checkpoints/<step>/'):
     load_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize('place', ['{}/here', 'here/{}'])
+@pytest.mark.parametrize('name', [
+  'r[1]', 'a*', 'b?', 'c\\d', '{e}', 'f g', '%41', 'h#i', 'j:k', 'l\nm', 'été', '~', '-n', "o'p", '$q', '[!r]', 's,t'])
+def test_a_checkpoint_is_written_and_read_under_any_path(tmp_path, name, place):
+  directory = tmp_path / place.format(name) / 'checkpoints'
+  with open_checkpoints(directory) as checkpoints:
+    checkpoints.save(3, make_state(3, step=3), {'old': 1}, {ACCURACY: 0.5})
+  with open_checkpoints(directory) as checkpoints:
+    state, extras = checkpoints.restore_latest(shapes(make_state()))
+    assert extras == {'old': 1} and checkpoints.best_step() == 3
+  assert_same_bits(state, make_state(3, step=3))
+  assert load_weights(directory)[0] == 3
+  assert [path.name for path in directory.iterdir()] == ['3']
+  assert [path.name for path in tmp_path.iterdir()] == [pathlib.PurePath(place.format(name)).parts[0]]
+
+
+def test_a_place_that_gives_back_other_numbers_is_refused_at_once(tmp_path, monkeypatch):
+  monkeypatch.setattr(checkpoint, 'read_arrays', lambda path, tree: {'numbers': np.zeros(3)})
+  with pytest.raises(UserError, match='cannot hold checkpoints, choose another --workdir: it comes back with other'):
+    open_checkpoints(tmp_path / 'checkpoints')
+  assert list((tmp_path / 'checkpoints').iterdir()) == []
+
+
+def test_the_best_is_the_highest_or_the_lowest_as_asked_for_and_none_is_the_best_for_none(tmp_path):
+  for best, step in ((f'highest {ACCURACY}', 2), (f'lowest {ACCURACY}', 1), (None, None)):
+    with open_checkpoints(tmp_path / str(best), keep_last=3, best=best) as checkpoints:
+      for each, value in ((1, 0.1), (2, 0.9), (3, 0.5)):
+        checkpoints.save(each, make_state(each, step=each), {}, {ACCURACY: value})
+      assert checkpoints.best_step() == step

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from absl import logging
 
-from perceiver_jax.runs.files import disk_errors, quiet_orbax
+from perceiver_jax.runs.files import check_local, disk_errors, quiet_orbax, write_atomically
 from perceiver_jax.types import UserError
 
 FULL = ('RESOURCE_EXHAUSTED: Error opening "zarr" driver: Error writing "params.w/.zarray" in OCDBT database at local '
@@ -62,3 +62,24 @@ def test_of_what_asyncio_tells_of_failed_futures_those_of_a_full_disk_are_not_lo
     'asyncio', std_logging.ERROR, 'x.py', 1, 'never retrieved', None, (type(error), error, None))
   std_logging.getLogger('asyncio').handle(record)
   assert [record.getMessage() for record in caplog.records] == ['never retrieved'] * is_shown
+
+
+@pytest.mark.parametrize('address, advice', [
+  ('gs://bucket/run', 'gcsfuse bucket /mnt/bucket'), ('s3://bucket/run', 'mount-s3 bucket'), ('GS://b', 'gcsfuse b'),
+  ('hdfs://name/run', 'copy it to a disk'), ('file:///tmp/run', 'leave out the scheme: /tmp/run'),
+  ('https://x/y', 'copy it to a disk'), ('az+x://y', 'copy it')])
+def test_an_address_is_refused_with_what_to_do(address, advice):
+  with pytest.raises(UserError) as caught:
+    check_local('--workdir', address)
+  assert f'--workdir={address} is an address' in str(caught.value) and advice in str(caught.value)
+
+
+@pytest.mark.parametrize('path', [None, '', 'runs/a', '/a:b', 'c://d'.replace('//', '/'), '://x', '1a://x', 'a b://c'])
+def test_a_path_is_no_address(path):
+  assert check_local('--workdir', path) is None
+
+
+def test_a_file_is_replaced_in_one_move(tmp_path):
+  (tmp_path / 'x').write_text('old')
+  write_atomically(tmp_path / 'x', 'new')
+  assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [('x', 'new')]

@@ -1,12 +1,18 @@
 """Precision: what is cast, what is not, and in which dtype gradients and state come back."""
 
+import json
+import shutil
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perceiver_jax.training import precision
+from perceiver_jax.config import overrides
+from perceiver_jax.runs.checkpoint import load_weights
+from perceiver_jax.tasks import make_task
+from perceiver_jax.training import loop, precision
 from perceiver_jax.types import UserError
 
 MIXED = 'params=float32,compute=bfloat16,output=float32'
@@ -126,3 +132,25 @@ def test_float64_is_refused_where_jax_would_quietly_use_float32():
     precision.policy('float64')
   with jax.enable_x64(True):
     assert precision.policy('float64').compute_dtype == jnp.float64
+
+
+@pytest.mark.parametrize('precision_, optimizer', [('bf16', 'lamb'), ('bf16', 'adamw'), ('half', 'adamw'),
+                                                   ('params=float16,compute=float32,output=float32', 'lamb')])
+def test_a_run_with_narrow_parameters_ends_and_resumes_as_if_never_interrupted(precision_, optimizer, tmp_path):
+  def run(workdir, **changes):
+    config = overrides.load('configs/digits.py:debug')
+    config.update_from_flattened_dict({
+      'num_steps': 4, 'optimizer.warmup_steps': 1, 'precision': precision_, 'optimizer.name': optimizer,
+      'eval.every_steps': 4, 'checkpoint.every_steps': 2, 'ema_decay': 0.5, 'eval.batch_size': 64, **changes})
+    task = make_task(config)
+    return loop.train(config, str(workdir), task._replace(draw=None))
+
+  assert run(tmp_path / 'whole') == 0
+  shutil.copytree(tmp_path / 'whole', tmp_path / 'resumed')
+  shutil.rmtree(tmp_path / 'resumed' / 'checkpoints' / '4')
+  log = tmp_path / 'resumed' / 'metrics.jsonl'
+  log.write_text(''.join(line for line in log.open() if json.loads(line)['step'] <= 2))
+  assert run(tmp_path / 'resumed') == 0
+  whole, resumed = (load_weights(tmp_path / name, 'latest') for name in ('whole', 'resumed'))
+  assert whole[0] == resumed[0] == 4
+  jax.tree.map(np.testing.assert_array_equal, resumed[1], whole[1])

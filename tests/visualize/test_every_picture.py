@@ -13,6 +13,7 @@ PICTURES = {
   'attention_over_pixels': (FRAME, np.eye(16)[None]),
   'flow_picture': (FRAME, FRAME, np.ones((4, 4, 2))),
   'masked_words': (['to be or', None, 'to be'], [[(' not ', 0.9), (' nut ', 0.1)]], [' not ']),
+  'curves_picture': ([{'step': 1, 'train/loss': 2.0, 'test/loss': 1.0, 'test/epe': 3}, {'step': 2, 'train/loss': 1}],),
   'reconstruction': (FRAME[None], FRAME[None], SOUND, SOUND / 2, 10, [('a label', 0.5)]),
 }
 STYLE = {
