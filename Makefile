@@ -15,7 +15,7 @@ TIMES ?= 25
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help digits permuted soak imagenet test test-slow test-tf fuzz lint clean
+.PHONY: help digits permuted soak imagenet test test-slow test-tf fuzz package lint clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,13 @@ test-tf: .venv/.requirements-test .venv-tf/.requirements  ## build data with Ten
 
 fuzz: .venv/.requirements-test  ## over 100,000 broken and hostile inputs, new ones each time: 8 minutes of one core (TIMES=100 for more)
 	PERCEIVER_FUZZ=$(TIMES) $(BIN)/python -m pytest tests/fuzz --numprocesses $(NUM_WORKERS) --dist worksteal --maxfail 1 $(ARGS)
+
+package:  ## build the wheel, install it alone into a new environment, and use it there
+	@rm -rf build dist .cache/package && $(PYTHON) -m venv .cache/package
+	@.cache/package/bin/python -m pip install --quiet --disable-pip-version-check .
+	@.cache/package/bin/python -m pip check
+	@cd .cache && package/bin/python ../examples/resampler.py
+	@.cache/package/bin/python -m pip list --disable-pip-version-check --format freeze | wc -l
 
 lint: .venv/.requirements-test  ## ruff and mypy
 	$(BIN)/ruff check .

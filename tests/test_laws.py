@@ -41,7 +41,7 @@ ROOMS = {
     'config', 'data.byte_tokenizer', 'inference', 'interop', 'runs.files', 'runs.weights', 'tasks', *BASE},
   'planning': {'config', 'inference', 'planning', 'processes', 'tasks', 'training', *BASE},
   'configs': {'config', 'configs'},
-  'perceiver_jax': {'inference'},
+  'perceiver_jax': {'core', 'inference'},
 }
 ROOMS['commands'] = {*ROOMS, 'commands'} - {'configs'}
 ROOMS |= {'__main__': {'commands'}, 'train': {'commands'}, 'eval': {'commands'}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.metadata
+import os
 import pathlib
 import re
 import shutil
@@ -18,9 +19,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import perceiver_jax
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PYTHONS = ('3.11', '3.12', '3.13')
-PACKAGES = ('perceiver_jax', 'configs')
+PACKAGES = ('perceiver_jax', 'configs')            # in the clone; the wheel holds the first
+BASE = {'jax', 'dm-haiku', 'numpy'}
 
 
 def _requirements(name: str) -> list[Requirement]:
@@ -34,7 +38,8 @@ def _names(requirements: list[Requirement]) -> set[str]:
 
 def _extras() -> list[Requirement]:
   extras = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies']
-  return [Requirement(line) for lines in extras.values() for line in lines]
+  lines = [line for lines in extras.values() for line in lines]
+  return [Requirement(line) for line in lines if not line.startswith('perceiver_jax')]
 
 
 def _imported_modules(path: pathlib.Path) -> set[str]:
@@ -45,7 +50,7 @@ def _imported_modules(path: pathlib.Path) -> set[str]:
       names |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom) and not node.level:
       names.add(node.module)
-  ours = {*PACKAGES, 'benchmarks', 'tests', 'conftest'}
+  ours = {*PACKAGES, 'benchmarks', 'examples', 'tests', 'conftest'}
   return {name.partition('.')[0] for name in names} - sys.stdlib_module_names - ours
 
 
@@ -114,17 +119,72 @@ def _read(wheel: zipfile.ZipFile, name: str) -> str:
   return wheel.read(next(file for file in wheel.namelist() if file.endswith(f'.dist-info/{name}'))).decode()
 
 
-def test_the_wheel_holds_every_file_of_our_packages(wheel):
-  ours = {str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob('*')
+def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
+  ours = {str(path.relative_to(ROOT)) for path in (ROOT / 'perceiver_jax').rglob('*')
           if path.is_file() and '__pycache__' not in path.parts}
-  assert 'perceiver_jax/core/perceiver.py' in ours and 'configs/digits.py' in ours
+  assert {'perceiver_jax/core/perceiver.py', 'perceiver_jax/py.typed'} <= ours
   assert {name for name in wheel.namelist() if '.dist-info/' not in name} == ours
 
 
-def test_the_wheel_requires_what_requirements_txt_pins(wheel):
-  lines = re.findall(r'^Requires-Dist: (.*)$', _read(wheel, 'METADATA'), re.MULTILINE)
-  required = {str(Requirement(line)) for line in lines if 'extra ==' not in line}
-  assert required == {str(requirement) for requirement in _requirements('requirements.txt')}
+def test_the_wheel_requires_three_libraries_by_lower_bounds_and_the_rest_by_extras(wheel):
+  metadata = _read(wheel, 'METADATA')
+  required = [Requirement(line) for line in re.findall(r'^Requires-Dist: (.*)$', metadata, re.MULTILINE)]
+  assert _names([each for each in required if each.marker is None]) == BASE
+  pinned = {canonicalize_name(each.name): each.specifier for each in _requirements('requirements.txt')}
+  for each in required:
+    name = canonicalize_name(each.name)
+    assert str(each.specifier).startswith('>=') or name == 'perceiver-jax'
+    version = re.sub('^==', '', str(pinned.get(name, '')))
+    assert not version or each.specifier.contains(version), f'{each} leaves out the version that the tests ran with'
+  assert f'Version: {perceiver_jax.__version__}' in metadata
+
+
+HOOK = """
+import importlib.abc, runpy, sys
+refused = set(sys.argv[1].split(','))
+class Refuse(importlib.abc.MetaPathFinder):
+  def find_spec(self, name, path=None, target=None):
+    if name.partition('.')[0] in refused:
+      raise ModuleNotFoundError(f'{name} does not come with the base')
+sys.meta_path.insert(0, Refuse())
+import pkgutil, importlib, perceiver_jax.core, perceiver_jax.adapters
+for package in (perceiver_jax.core, perceiver_jax.adapters):
+  for module in pkgutil.iter_modules(package.__path__):
+    importlib.import_module(f'{package.__name__}.{module.name}')
+runpy.run_path('examples/resampler.py', run_name='__main__')
+"""
+
+
+def _modules_of(distributions: set[str]) -> set[str]:
+  """The modules of some distributions and of what they require."""
+  found: set[str] = set()
+  todo = set(distributions)
+  while todo:
+    name = todo.pop()
+    found.add(name)
+    for line in importlib.metadata.requires(name) or []:
+      each = Requirement(line)
+      if 'extra' not in str(each.marker or '') and (each.marker is None or each.marker.evaluate()):
+        todo |= {canonicalize_name(each.name)} - found
+  return {module for module, homes in importlib.metadata.packages_distributions().items()
+          if {canonicalize_name(home) for home in homes} & found}
+
+
+def test_the_resampler_and_every_block_need_the_base_alone():
+  refused = importlib.metadata.packages_distributions().keys() - _modules_of(BASE) - {'pip', 'setuptools'}
+  assert {'optax', 'orbax', 'cv2', 'ml_collections', 'grain', 'matplotlib'} <= refused
+  done = subprocess.run(
+    [sys.executable, '-c', HOOK, ','.join(refused)], cwd=ROOT, capture_output=True, text=True,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)}, check=False)
+  assert (done.returncode, done.stdout) == (0, '(2, 64, 256)\n'), done.stderr
+
+
+def test_the_packages_names_are_loaded_when_they_are_used():
+  assert set(perceiver_jax.__all__) <= set(dir(perceiver_jax))
+  for name in perceiver_jax.__all__:
+    assert getattr(perceiver_jax, name).__name__ == name
+  with pytest.raises(AttributeError, match="no attribute 'Encoders'"):
+    perceiver_jax.Encoders  # noqa: B018
 
 
 def test_the_commands_of_the_wheel_exist(wheel):

@@ -109,8 +109,8 @@ def test_the_log_is_read_as_the_page_on_operations_says(tmp_path, monkeypatch):
   log = tmp_path / 'runs' / 'digits' / 'metrics.jsonl'
   log.parent.mkdir(parents=True)
   values = [
-    {'train/loss': 2.0, 'train/num_skipped': 0.0, 'speed/examples_per_second': 9.0}, {'validation/loss': 1.5},
-    {'train/loss': None, 'train/num_skipped': 0.5, 'speed/examples_per_second': 8.0}, {'test/loss': 1.0}]
+    {'train/loss': 2.0, 'train/skipped_steps': 0.0, 'speed/examples_per_second': 9.0}, {'validation/loss': 1.5},
+    {'train/loss': None, 'train/skipped_steps': 0.5, 'speed/examples_per_second': 8.0}, {'test/loss': 1.0}]
   log.write_text(''.join(json.dumps({'step': step, **line}) + '\n' for step, line in enumerate(values)))
   monkeypatch.chdir(tmp_path)
   [block] = re.findall(r'```python\n(.*?)```', OPERATIONS, re.DOTALL)

@@ -5,15 +5,19 @@ Shapes: B batch, T frames, H height, W width, C channels, M = h * w elements aft
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from perceiver_jax.core.input_array import InputArray
 from perceiver_jax.core.position_encoding import LearnedTable, Positions, fourier_grid
 from perceiver_jax.types import Array, UserError
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
 
 # Of ImageNet's training images, per channel, in 0..1 (the authors' input pipeline).
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)

@@ -5,12 +5,16 @@ Shapes: B batch, H height, W width, C colours, P channels of a position.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
-from ml_collections import ConfigDict
 
 from perceiver_jax.adapters.image import as_parameters, image_inputs, normalised
 from perceiver_jax.core.input_array import dense
 from perceiver_jax.types import Array
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
 
 
 def pixel_grid(image: Array, model: ConfigDict, *, order: Array | None = None) -> jax.Array:

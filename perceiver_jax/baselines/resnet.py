@@ -6,12 +6,14 @@ Shapes: B batch, H height, W width, F channels of a pixel with its position, E c
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
 
 _NORM: dict[str, Any] = {'create_scale': True, 'create_offset': True, 'decay_rate': 0.9}
 

@@ -5,11 +5,15 @@ Shapes: B batch, M tokens, D their channels, H height, W width, F channels of a 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import haiku as hk
 import jax
-from ml_collections import ConfigDict
 
 from perceiver_jax.core.perceiver import Processor, pool
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
 
 
 def transformer(pixels: jax.Array, num_classes: int, model: ConfigDict, *, is_training: bool) -> jax.Array:

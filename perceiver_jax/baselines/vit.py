@@ -5,16 +5,20 @@ Shapes: B batch, D channels of a token, H height, W width, F channels of a pixel
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from perceiver_jax.adapters.image import space_to_depth
 from perceiver_jax.baselines.transformer import process
 from perceiver_jax.core.attention import layer_norm
 from perceiver_jax.core.perceiver import learned_query
 from perceiver_jax.core.position_encoding import LearnedTable
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
 
 
 def vit(pixels: jax.Array, num_classes: int, model: ConfigDict, *, is_training: bool) -> jax.Array:
