@@ -179,6 +179,11 @@ def test_the_resampler_and_every_block_need_the_base_alone():
   assert (done.returncode, done.stdout) == (0, '(2, 64, 256)\n'), done.stderr
 
 
+def test_the_readme_shows_the_resampler_as_it_is():
+  body = (ROOT / 'examples' / 'resampler.py').read_text().partition('\n\n')[2].rstrip()
+  assert f'```python\n{body}\n```' in (ROOT / 'README.md').read_text()
+
+
 def test_the_packages_names_are_loaded_when_they_are_used():
   assert set(perceiver_jax.__all__) <= set(dir(perceiver_jax))
   for name in perceiver_jax.__all__:

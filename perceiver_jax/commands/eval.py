@@ -43,8 +43,9 @@ def _read(argv: list[str]) -> Callable[[], int]:
   flags.DEFINE_string('workdir', None, 'The folder of a run.', flag_values)
   flags.DEFINE_enum('checkpoint', 'best', ['best', 'latest'], 'Which checkpoint of --workdir.', flag_values)
   flags.DEFINE_string(
-    'model', None, 'In place of --workdir: a released model (imagenet_fourier, imagenet_learned, imagenet_conv; masked_lm, '
-    'optical_flow and video_autoencoding have no data to be evaluated on yet), or a directory: of Hugging Face, of a run, or of converted weights.', flag_values)
+    'model', None, 'In place of --workdir: a released model (imagenet_fourier, imagenet_learned, imagenet_conv; '
+    'masked_lm, optical_flow and video_autoencoding have no data to be evaluated on yet), or a directory: of Hugging '
+    'Face, of a run, or of converted weights.', flag_values)
   flags.DEFINE_string('path', None, "Of a released model, the authors' file, if you have it.", flag_values)
   flags.DEFINE_string(
     'split', None, 'What to evaluate on; by default config.eval.final_splits, so test for most.', flag_values)
