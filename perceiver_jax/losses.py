@@ -1,4 +1,4 @@
-"""How wrong the outputs are: pure functions that return `Mean`, (weighted sum, weight), as metrics do."""
+"""Losses: pure functions that return `Mean`, (weighted sum, weight), as metrics do."""
 
 from __future__ import annotations
 

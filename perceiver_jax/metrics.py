@@ -1,4 +1,4 @@
-"""What we report: pairs of (weighted sum, weight), which add up over batches and devices and are divided once."""
+"""Metrics: pairs of (weighted sum, weight), which add up over batches and devices and are divided once."""
 
 from __future__ import annotations
 

@@ -248,6 +248,21 @@ def test_no_code_asks_which_task_it_serves():
   assert questions == []
 
 
+FRAGMENT = re.compile(r'(Of|What|Those|That|Who|Whose|Where|How|Which|As|For|To)\b|[\[({"\'`]')
+NOT_YET_PLAIN = {'interop'}                 # rooms whose docstrings wait for a reader
+
+
+def test_docstrings_begin_with_a_sentence():
+  wrong = []
+  for path in FILES:
+    kinds = () if _room(_module(path)) in NOT_YET_PLAIN else (ast.Module, ast.ClassDef, ast.FunctionDef)
+    for node in _nodes(path, *kinds):
+      docstring = ast.get_docstring(node) or ''
+      if FRAGMENT.match(docstring):
+        wrong.append(f'{path}:{getattr(node, "lineno", 1)}: {docstring.splitlines()[0]}')
+  assert wrong == []
+
+
 def tree() -> str:
   """Every file, and the first line of its docstring."""
   first = {path: (ast.get_docstring(_tree(path)) or '').partition('\n')[0] for path in ALL_FILES}

@@ -16,7 +16,7 @@ from perceiver_jax.types import Array, UserError
 
 
 def audio_patches(audio: Array, samples_per_patch: int) -> Array:
-  """[B, S] -> [B, S / p, p]. Raises UserError if there is not one channel, or p does not divide S."""
+  """Cuts audio [B, S] into patches [B, S / p, p]. Raises UserError if it has channels, or p does not divide S."""
   if audio.ndim != 2:
     raise UserError(f'audio is [batch, samples], of one channel, not {list(audio.shape)}')
   batch_size, num_samples = audio.shape
@@ -65,7 +65,7 @@ def spectrogram_inputs(
 
 
 def audio_from_patches(answers: jax.Array, samples_per_patch: int, name: str = 'audio_output') -> jax.Array:
-  """[B, n, C] -> [B, n * p]: the samples of each patch by one trained linear, patch after patch."""
+  """Makes audio [B, n * p] of answers [B, n, C]: the samples of each patch by one trained linear."""
   if answers.ndim != 3:
     raise UserError(f'answers for audio are [batch, patches, channels], not {list(answers.shape)}')
   patches = hk.Linear(samples_per_patch, name=name)(answers)

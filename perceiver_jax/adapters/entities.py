@@ -13,7 +13,7 @@ from perceiver_jax.types import Array, UserError
 
 
 def entity_inputs(entities: Array, valid: Array) -> InputArray:
-  """[B, M, F] entities, of which those with a non-zero `valid` [B, M] are there -> M elements without positions.
+  """Makes M elements without positions of entities [B, M, F], of which those with a non-zero `valid` [B, M] exist.
 
   Unused slots hold zeros from here on: what was in them, were it NaN, reaches neither an answer nor a gradient. Raises
   UserError if the shapes do not fit.
@@ -22,7 +22,7 @@ def entity_inputs(entities: Array, valid: Array) -> InputArray:
 
 
 def pooled_entities(outputs: Array, valid: Array) -> jax.Array:
-  """[B, M, E] -> [B, E]: the mean over the entities that `valid` [B, M] says are there; 0 where there are none."""
+  """Averages outputs [B, M, E] over the entities that exist by `valid` [B, M]: [B, E], 0 where there are none."""
   total = jnp.sum(_real(outputs, valid), axis=1)
   return total / jnp.maximum(jnp.sum(valid != 0, axis=1, keepdims=True), 1)
 

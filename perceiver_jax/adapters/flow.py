@@ -16,7 +16,7 @@ from perceiver_jax.types import Array, UserError
 
 
 def frame_patches(frames: Array, patch_size: int = 3) -> Array:
-  """[B, 2, H, W, C] -> [B, 2, H, W, P]: the square around every pixel, row, column, colour; zeros outside the frame."""
+  """Returns the square around every pixel, [B, 2, H, W, P] of frames [B, 2, H, W, C], with zeros outside the frame."""
   if frames.ndim != 5 or frames.shape[1] != 2:
     raise UserError(f'a pair of frames is [batch, 2, height, width, channels], not {list(frames.shape)}')
   height, width = frames.shape[2:4]
@@ -57,7 +57,7 @@ def flow_inputs(
 
 
 def flow_query(inputs: InputArray, num_pixels: int) -> InputArray:
-  """Of every pixel of the first frame its input element, features and position: it asks where it went.
+  """Returns the input element of every pixel of the first frame, features and position: it asks for its flow.
 
   Whether the element counts as an input does not matter. `inputs` are those of `flow_inputs`.
   """

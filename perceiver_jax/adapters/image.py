@@ -107,7 +107,7 @@ class ConvStem(hk.Module):
     self.is_symmetric = padding == 'symmetric'
 
   def __call__(self, image: jax.Array, *, is_training: bool) -> jax.Array:
-    """[B, H, W, C] -> [B, H / 4, W / 4, num_channels], sizes rounded up; symmetric, [(ceil(H / 2) - 1) / 2], down."""
+    """Maps [B, H, W, C] to [B, H / 4, W / 4, num_channels], rounded up; 'symmetric' to (ceil(H / 2) - 1) / 2, down."""
     around = [(3, 3), (3, 3)] if self.is_symmetric else 'SAME'
     x = hk.Conv2D(self.num_channels, 7, stride=2, padding=around, with_bias=False, name='conv')(image)
     x = hk.BatchNorm(create_scale=True, create_offset=True, decay_rate=0.9, name='norm')(x, is_training)

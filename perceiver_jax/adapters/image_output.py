@@ -56,7 +56,7 @@ class ConvUpsample(hk.Module):
     self.num_time_doublings = time_factor.bit_length() - 1
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """[B, h, w, C] -> [B, H, W, num_channels], or with frames [B, T / t, h, w, C] -> [B, T, H, W, num_channels]."""
+    """Maps [B, h, w, C] to [B, H, W, num_channels], with frames [B, T / t, h, w, C] to [B, T, H, W, num_channels]."""
     if x.ndim not in (4, 5) or (x.ndim == 4 and self.num_time_doublings):
       raise UserError(
         f'{self.module_name}: upsamples [batch, height, width, channels], or in time too '

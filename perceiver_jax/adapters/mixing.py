@@ -70,7 +70,7 @@ def _mixup_ratio(keys: Array) -> jax.Array:
 
 
 def _cutmix_box(keys: Array, height: int, width: int) -> jax.Array:
-  """[B, H, W, 1] float32: 1 where the example is left, 0 where its partner comes in."""
+  """Returns [B, H, W, 1] float32: 1 where the example is left, 0 where its partner comes in."""
 
   def box(key: Array) -> jax.Array:
     keys = jax.random.split(key, 3)
@@ -83,7 +83,7 @@ def _cutmix_box(keys: Array, height: int, width: int) -> jax.Array:
 
 
 def _within(key: Array, size: int, side: jax.Array) -> jax.Array:
-  """[size] bool: true for whole pixels up to half of `side`, a share of size, before and after a random one."""
+  """Returns [size] bool: true for whole pixels up to half of `side`, a share of size, around a random one."""
   reach = (side * size).astype(jnp.int32) // 2
   centre = jax.random.randint(key, (), 0, size)
   pixels = jnp.arange(size)
@@ -91,17 +91,17 @@ def _within(key: Array, size: int, side: jax.Array) -> jax.Array:
 
 
 def _wide(x: jax.Array) -> jax.Array:
-  """[B] -> [B, 1, 1, 1]."""
+  """Adds three axes: [B] to [B, 1, 1, 1]."""
   return x[:, None, None, None]
 
 
 def _share(box: jax.Array) -> jax.Array:
-  """[B, H, W, 1] -> [B]: the part of the pixels that a box holds."""
+  """Returns the share of the pixels that a box [B, H, W, 1] holds: [B]."""
   return jnp.mean(box, axis=(1, 2, 3))
 
 
 def _mixed(images: Array, partners: Array, weight: jax.Array) -> jax.Array:
-  """[B, H, W, C]; the weight of `images` is [B, H, W, 1] or [B, 1, 1, 1]."""
+  """Mixes to [B, H, W, C]; the weight of `images` is [B, H, W, 1] or [B, 1, 1, 1]."""
   dtype = jnp.promote_types(images.dtype, jnp.float32)
   return weight * jnp.asarray(images, dtype) + (1.0 - weight) * jnp.asarray(partners, dtype)
 

@@ -26,8 +26,8 @@ def pack(inputs: Mapping[str, InputArray], min_padding: int, masked: Mapping[str
     inputs: {name: M_m elements}.
     min_padding: channels that even the widest modality gets.
     masked: {name: [B, M_m] bool}, True = the whole element is replaced by the modality's trained `{name}_mask_token`,
-      [1, C]. A modality that is named here has this parameter whether or not anything is masked. Where a mask is known
-      before tracing, and hides all or nothing, what is left keeps its factors.
+      [1, C]. A modality that is named here has this parameter whether or not anything is masked. If a mask is
+      a constant all-True or all-False, the factored form is kept.
 
   Returns:
     A part for each modality, of M_m elements and C = max C_m + min_padding channels.
@@ -67,7 +67,7 @@ def _masked(inputs: InputArray, mask: Array, num_channels: int, name: str) -> In
 
 
 def split(outputs: Array, sizes: Mapping[str, int]) -> dict[str, Array]:
-  """[B, O, E] -> {name: [B, sizes[name], E]}, in the order of `pack`. Raises UserError if the sizes do not add to O."""
+  """Splits [B, O, E] into {name: [B, sizes[name], E]}, in the order of `pack`. Raises UserError."""
   if outputs.ndim != 3 or sum(sizes.values()) != outputs.shape[1]:
     raise UserError(f'outputs [batch, elements, channels] {list(outputs.shape)} cannot be split into {dict(sizes)}')
   parts, start = {}, 0
@@ -78,7 +78,7 @@ def split(outputs: Array, sizes: Mapping[str, int]) -> dict[str, Array]:
 
 
 def random_mask(keys: Array, prob: float, num_elements: int) -> jax.Array:
-  """[B, M] bool, True with `prob`, in [0, 1]; for `pack`.
+  """Draws a mask for `pack`, [B, M] bool, True with probability `prob` in [0, 1].
 
   `keys` [B] are random keys, one for each example, made of the seed, the step and the example and of this mask's
   purpose: what happens to an example does not depend on which others share its batch.

@@ -21,7 +21,7 @@ from perceiver_jax.types import Array, UserError
 
 
 def cell_coordinates(indices: Array, shape: Sequence[int]) -> jax.Array:
-  """Where some cells of a grid sit, by the authors' rule for sampled points: -1 + 2 i / n, which never reaches 1.
+  """Returns the coordinates of cells of a grid by the authors' rule for sampled points, -1 + 2 i / n, always below 1.
 
   The released video model was trained with it, and all its outputs are to be asked for by it. `end_to_end_coordinates`
   differs by up to 2 / n: 0.001 along an axis of 1,920 cells, 0.0089 of 224, 0.125 of 16.
@@ -38,7 +38,7 @@ def cell_coordinates(indices: Array, shape: Sequence[int]) -> jax.Array:
 
 
 def end_to_end_coordinates(indices: Array, shape: Sequence[int]) -> jax.Array:
-  """Where the same cells sit in a whole grid, as inputs do: from -1 to 1, both included (2107.14795, appendix G).
+  """Returns the coordinates of the same cells as inputs have them: from -1 to 1, both included (2107.14795, app. G).
 
   Arguments and shapes as in `cell_coordinates`; [..., d] float32, in [-1, 1].
   """
@@ -95,7 +95,7 @@ def padded_query(query: Array, num_channels: int, name: str) -> jax.Array:
 def grid_query(
   shape: Sequence[int], num_bands: int, max_resolution: Sequence[int], num_channels: int, batch_size: int, name: str,
 ) -> InputArray:
-  """`padded_query(fourier_query(...))` for all cells of a grid, where `cell_coordinates` has them, not joined.
+  """Returns `padded_query(fourier_query(...))` for all cells of a grid, without materialising it.
 
   Args:
     shape: d axes, cells along each; O cells in all, row-major.
@@ -112,7 +112,7 @@ def grid_query(
 
 
 def task_queries(names: Sequence[str], num_channels: int, batch_size: int) -> jax.Array:
-  """[B, O, Q]: one trained query per task, in the order of `names`; its parameters are `{name}_query:table`, [1, Q].
+  """Returns [B, O, Q], one trained query per task, in the order of `names`; parameters `{name}_query:table`, [1, Q].
 
   Named, not numbered, so that a trained model may be given other tasks and keep those that it knows. Raises UserError
   if there is no name, or one comes twice, or could not be an identifier.

@@ -15,7 +15,7 @@ from perceiver_jax.types import Array, UserError
 
 
 def token_table(vocab_size: int, num_channels: int) -> jax.Array:
-  """[V, C]: a trained embedding of each token; init 0.02, as published nowhere."""
+  """Returns [V, C], a trained embedding of each token; its initial scale, 0.02, is not published."""
   return LearnedTable(vocab_size, num_channels, name='tokens')()
 
 
@@ -40,5 +40,5 @@ def text_inputs(tokens: Array, table: Array, max_length: int, valid: Array | Non
 
 
 def token_logits(answers: Array, table: Array) -> jax.Array:
-  """[B, O, C] -> [B, O, V]: how well an answer fits each token's embedding, plus a trained bias per token."""
+  """Computes logits [B, O, V] of answers [B, O, C]: their products with each token's embedding, plus a trained bias."""
   return hk.Bias(bias_dims=[-1], name='output')(jnp.einsum('boc,vc->bov', answers, table))

@@ -1,4 +1,4 @@
-"""What every baseline reads: an image whose pixels carry their positions as further channels (2103.03206, section 4.1).
+"""The input of every baseline: an image whose pixels carry their positions as further channels (2103.03206, 4.1).
 
 Shapes: B batch, H height, W width, C colours, P channels of a position.
 """

@@ -1,4 +1,4 @@
-"""Where JAX keeps what it has compiled, for the next start. Imports no JAX: it reads the place when it is imported."""
+"""Keeps what JAX has compiled for the next start. Imports no JAX, which reads the place when it is imported."""
 
 from __future__ import annotations
 

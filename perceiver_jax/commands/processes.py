@@ -18,5 +18,5 @@ def define_processes(flag_values: flags.FlagValues) -> None:
 
 
 def processes(flag_values: flags.FlagValues) -> dict[str, Any]:
-  """What the command line says of them; None for what it leaves to be found out."""
+  """Returns what the command line says of the processes; None for what is to be found out."""
   return {name: flag_values[name].value for name in ('coordinator_address', 'num_processes', 'process_id')}

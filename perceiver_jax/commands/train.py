@@ -73,7 +73,7 @@ def _read(argv: list[str]) -> Callable[[], int]:
 
 
 def _check_other_flags(argv: Sequence[str], flag_values: flags.FlagValues) -> None:
-  """Where --config is missing: what is there instead may be --config misspelt."""
+  """Checks the other flags where --config is missing: it may be misspelt."""
   try:
     check_all_read(flag_values(argv))
   except flags.UnrecognizedFlagError as error:

@@ -1,4 +1,4 @@
-"""What every experiment shares: all keys with their defaults, the reading of variants, and the shrinking for a trial.
+"""Keys that experiments share, with their defaults; the words of variants; the shrinking for a trial.
 
 A default is that of Perceiver IO on ImageNet (2107.14795, appendix A.1) unless its comment says 'ours'; an experiment's
 file sets what differs. [P1] is 2103.03206 v2, [PIO] 2107.14795 v3, [code] the authors' published code.
@@ -16,7 +16,7 @@ from perceiver_jax.config.values import nearest
 
 
 def get_config() -> ConfigDict:
-  """What image classification has, locked; a placeholder is a key that may stay unset."""
+  """Returns the keys of image classification, locked; a placeholder is a key that may stay unset."""
   config = training()
   config.update({'task': 'image_classification', 'data': _images(), 'model': {**latents(), **_image_model()}})
   return config.lock()
@@ -163,7 +163,7 @@ def debug(config: ConfigDict) -> None:
 
 
 def debug_images(config: ConfigDict) -> None:
-  """`debug`, and the model of an image."""
+  """Shrinks an experiment as `debug` does, and the model of an image."""
   debug(config)
   config.model.query_channels = 16
   config.model.stem.update({'channels': 8, 'patch_size': min(config.model.stem.patch_size, 4)})

@@ -43,7 +43,7 @@ def attend(
     query_mask: [B, T], non-zero = a query that may attend.
     dropout_prob: in [0, 1), dropout on the attention weights; needs a Haiku random key when above 0.
     masked_rows: what a query reads that may not attend, or has no valid key: 'zero', as in the authors' code; or
-      'mean', as in Hugging Face's: query masks count for nothing, and without a valid key all values count alike.
+      'mean', as in Hugging Face's: query masks are ignored; with no valid key, attention is uniform.
     most_logits: how many of the B * H * T * S logits to hold at once: beyond it queries are answered in chunks, with
       the same result. None = all.
     capture: also return the weights.
@@ -94,7 +94,7 @@ def _weigh(
   attending: Array | None,
   dropout_prob: float,
 ) -> tuple[jax.Array, jax.Array]:
-  """[B, T, H, V] and the weights [B, H, T, S]; `attending` [B, T] says who reads anything."""
+  """Returns outputs [B, T, H, V] and weights [B, H, T, S]; `attending` [B, T] is False where a query reads zeros."""
   precise = jnp.promote_types(query.dtype, jnp.float32)
   logits = jnp.einsum('bthk,bshk->bhts', query, key, preferred_element_type=precise) * query.shape[-1] ** -0.5
   if valid is not None:
@@ -115,7 +115,7 @@ def fused(
   attending: Array | None,
   implementation: Literal['cudnn', 'xla'],
 ) -> jax.Array:
-  """[B, T, H * V]: `attend` by `jax.nn.dot_product_attention`, which with 'cudnn' never holds the weights in memory.
+  """Computes `attend` by `jax.nn.dot_product_attention`: [B, T, H * V]. 'cudnn' never holds the weights in memory.
 
   Its 'xla' does what `attend` does by itself, and so serves to test the masks. No test has run 'cudnn', which takes a
   GPU.
@@ -149,7 +149,7 @@ def suits_cudnn(capability: str, query: Array, key: Array, value: Array, valid: 
 
 
 def may_attend(valid: Array | None, query_mask: Array | None) -> Array | None:
-  """[B, T] or [B, 1]: which queries may attend and have something to attend to; None where nothing is masked."""
+  """Returns which queries may attend and have a valid key, [B, T] or [B, 1]; None where nothing is masked."""
   has_key = None if valid is None else jnp.any(valid != 0, axis=-1, keepdims=True)
   if query_mask is None:
     return has_key
@@ -163,12 +163,12 @@ def layer_norm(x: Array, name: str, dtype: jnp.dtype | None = None) -> jax.Array
 
 
 def dropout(x: jax.Array, prob: float, is_training: bool) -> jax.Array:
-  """Where it is training, zeroes entries of `x` with `prob` and scales up the others."""
+  """Zeroes entries of `x` with `prob` in training, and scales up the others."""
   return hk.dropout(hk.next_rng_key(), prob, x) if prob and is_training else x
 
 
 def _linear(x: jax.Array, num_channels: int, name: str) -> jax.Array:
-  """[..., C] -> [..., num_channels]. As a matrix: XLA's gradient of a product of three axes is slower on a CPU."""
+  """Projects [..., C] to [..., num_channels], as a matrix: XLA's gradient of three axes is slower on a CPU."""
   linear = hk.Linear(num_channels, w_init=hk.initializers.VarianceScaling(1.0), name=name)
   return linear(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], num_channels)
 

@@ -36,6 +36,6 @@ def in_chunks(answer: Callable[[Any], Tree], num_queries: int, chunk_size: int) 
 
 
 def _joined(chunks: jax.Array) -> jax.Array:
-  """[num_chunks, B, c, ...] -> [B, num_chunks * c, ...]"""
+  """Joins chunks: [num_chunks, B, c, ...] to [B, num_chunks * c, ...]."""
   num_chunks, batch_size, chunk_size, *rest = chunks.shape
   return chunks.swapaxes(0, 1).reshape(batch_size, num_chunks * chunk_size, *rest)

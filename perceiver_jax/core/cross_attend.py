@@ -95,7 +95,7 @@ class CrossAttend(hk.Module):
     return x + dropout(mlp, self.dropout_prob, is_training), weights
 
   def _that_count(self, inputs: InputArray | Pack) -> jax.Array:
-    """[B, M, C], zero where an element counts for nothing: it may hold NaN, and 0 * NaN is not 0."""
+    """Returns the inputs [B, M, C] with zeros for masked elements, which may hold NaN: 0 * NaN is not 0."""
     joined, valid = jnp.asarray(dense(inputs)), valid_elements(inputs)
     if valid is None:
       return joined

@@ -16,7 +16,7 @@ from perceiver_jax.types import Array, UserError
 
 
 class InputArray(NamedTuple):
-  """What a query reads from. Features and positions stay apart so that an attention may use their factors.
+  """Holds what a query reads from. Features and positions stay apart so that attention may use their factors.
 
   Holds arrays only, so it may go through any JAX transformation.
   """
@@ -39,7 +39,7 @@ def parts_of(inputs: InputArray | Pack) -> tuple[InputArray, ...]:
 
 
 def dense(inputs: InputArray | Pack) -> Array:
-  """[B, M, C]: every element's features, then its position, then padding, in the widest of their dtypes.
+  """Returns [B, M, C]: each element's features, then its position, then padding, in the widest of their dtypes.
 
   Raises UserError if there is not one position, or one entry of `valid`, for each element, or the parts of a pack are
   not of one width.
@@ -68,7 +68,7 @@ def _dense(inputs: InputArray) -> Array:
 
 
 def size(inputs: InputArray | Pack) -> tuple[int, int, int]:
-  """(B, M, C): the shape of `dense(inputs)`, which is not made. Raises UserError as it does."""
+  """Returns (B, M, C), the shape of `dense(inputs)`, which is not made. Raises UserError as it does."""
   batch_size, num_elements, num_channels = jax.eval_shape(dense, inputs).shape
   return batch_size, num_elements, num_channels
 
@@ -85,7 +85,7 @@ def check_query(shape: Sequence[int], inputs: InputArray | Pack, query_mask: Arr
 
 
 def valid_elements(inputs: InputArray | Pack) -> Array | None:
-  """[B, M], 1 = a real element; None where all are."""
+  """Returns [B, M], 1 for a valid element; None where all are valid."""
   parts = parts_of(inputs)
   if all(part.valid is None for part in parts):
     return None

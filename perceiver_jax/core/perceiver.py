@@ -49,7 +49,7 @@ class Encoder(hk.Module):
     self.cross_attend = cross_attend
 
   def latents(self, batch_size: int) -> jax.Array:
-    """[B, N, D]: the latents before they have read anything, the same for every example."""
+    """Returns the initial latents, [B, N, D], the same for every example."""
     latents = hk.get_parameter('latents', self.latents_shape, init=hk.initializers.TruncatedNormal(0.02))
     return jnp.broadcast_to(latents, (batch_size, *self.latents_shape))
 
@@ -119,9 +119,9 @@ def encode(
     inputs: M elements.
     is_training: turns dropout on.
     arrangement: 'interleaved' or 'start'; the same where T is 1.
-    remat: what the backward pass computes again in place of keeping it: 'none'; 'dots', of each layer of the latent
-      Transformer all but its matrix products with weights; 'layers', whole layers and cross-attends. With the same
-      gradients, and ever less memory.
+    remat: the rematerialisation policy. 'none' keeps everything; 'dots' keeps of each layer of the latent Transformer
+      its matrix products with weights alone; 'layers' recomputes whole layers and cross-attends. Gradients are the
+      same, memory is less and less.
     capture: also return what each attention looked at.
 
   Returns:
@@ -149,7 +149,7 @@ def encode(
 
 
 def _arrange(num_cross_attends: int, num_blocks: int, arrangement: str) -> list[int]:
-  """How many blocks follow each cross-attend."""
+  """Returns how many blocks follow each cross-attend."""
   if arrangement == 'start':
     return [0] * (num_cross_attends - 1) + [num_blocks]
   if arrangement != 'interleaved':
@@ -286,11 +286,11 @@ class Decoder(hk.Module):
 
 
 def learned_query(num_queries: int, num_channels: int, batch_size: int, name: str = 'query') -> jax.Array:
-  """[B, O, Q]: trained queries, the same for every example (2107.14795, section 3.2)."""
+  """Returns trained queries [B, O, Q], the same for every example (2107.14795, section 3.2)."""
   table = LearnedTable(num_queries, num_channels, name=name)()
   return jnp.broadcast_to(table, (batch_size, num_queries, num_channels))
 
 
 def pool(latents: jax.Array, output_channels: int, name: str = 'output') -> jax.Array:
-  """[B, N, D] -> [B, E]: the mean over latents, then a linear that starts at zero (2103.03206, section 3.1)."""
+  """Maps latents [B, N, D] to [B, E]: their mean, then a linear that starts at zero (2103.03206, section 3.1)."""
   return hk.Linear(output_channels, w_init=jnp.zeros, name=name)(jnp.mean(latents, axis=1))

@@ -36,7 +36,7 @@ def grid_coordinates(shape: Sequence[int]) -> tuple[jax.Array, ...]:
 
 
 def frequencies(num_bands: int, max_resolution: int, spacing: str = 'linear') -> jax.Array:
-  """[K] frequencies from 1 (one period over [-1, 1]) to the Nyquist frequency max_resolution / 2, both included.
+  """Returns [K] frequencies from 1 (one period over [-1, 1]) to the Nyquist one, max_resolution / 2, both included.
 
   `spacing='linear'` is the published form (2103.03206 v2, section 3.2); `'log'` that of the first arXiv version.
   """

@@ -88,13 +88,13 @@ def random_crop(height: int, width: int, generator: np.random.Generator) -> Box:
 
 
 def central_crop(image: np.ndarray, size: int, share: float = CENTRAL_SHARE) -> np.ndarray:
-  """[H, W, C] uint8 -> [size, size, C] uint8: the central square of `share` (0 to 1) of the shorter side, resized."""
+  """Crops the central square of `share` (0 to 1) of the shorter side of [H, W, C] uint8, resized to [size, size, C]."""
   height, width = image.shape[:2]
   return resize(_cut(image, _central_box(height, width, share)), size)
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-  """[H, W, C] uint8 -> [size, size, C] uint8, bicubic, without anti-aliasing, as TensorFlow resizes ImageNet.
+  """Resizes [H, W, C] uint8 to [size, size, C], bicubic, without anti-aliasing, as TensorFlow resizes ImageNet.
 
   Keys' kernel of a = -0.5 (OpenCV's and PyTorch's is -0.75), between centres of pixels; four neighbours each way
   whatever the scale, fewer at the border, where the weights of those inside are made to add to 1. Rounded, and cut to
@@ -111,7 +111,7 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1024)          # of at most 22 kB for size 224: enough for pictures of ImageNet
 def _interpolation(before: int, after: int, channels: int = 1) -> csr_array:
-  """[after * channels, before * channels] float32: how much of which pixels makes a new one, in each channel.
+  """Returns the weights of old pixels in new ones, [after * channels, before * channels] float32, in each channel.
 
   Shared by all that ask for the same: not to be changed.
   """

@@ -18,7 +18,7 @@ _WITHOUT_A_BYTE = re.compile('[\ud800-\udc7f\udd00-\udfff]')  # surrogates; the 
 
 
 def encode(text: str | bytes) -> np.ndarray:
-  """[L] int32. A lone surrogate in a `str`, which has no UTF-8 form, becomes the byte that it stands for, or '?'."""
+  """Returns ids [L] int32. A lone surrogate, which has no UTF-8 form, becomes the byte that it stands for, or '?'."""
   raw = text if isinstance(text, bytes) else _WITHOUT_A_BYTE.sub('?', text).encode('utf-8', 'surrogateescape')
   return np.frombuffer(raw, np.uint8).astype(np.int32) + NUM_SPECIAL
 

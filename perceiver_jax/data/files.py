@@ -25,7 +25,7 @@ _MARKER = re.compile(rb'\xff+([^\x00\xff])', re.DOTALL)
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-  """[H, W, 3] uint8. Raises UserError for what is no picture, or has more pixels than perceiver_jax.data allows."""
+  """Reads a picture, [H, W, 3] uint8. Raises UserError for a file that is none, or has too many pixels."""
   try:
     content = Path(path).read_bytes()
     _check_claim(path, content)
@@ -80,7 +80,7 @@ def _claimed_size(content: bytes) -> tuple[int, int]:
 
 
 def _claimed_size_of_jpeg(content: bytes) -> tuple[int, int]:
-  """Of the frame, which is found as libjpeg does: whatever stands between two segments is skipped."""
+  """Returns the size of the frame, found as libjpeg does: it skips whatever stands between two segments."""
   place = 2
   while match := _MARKER.search(content, place):
     marker, place = match[1][0], match.end()

@@ -87,13 +87,13 @@ def posterize(image: np.ndarray, num_bits: int) -> np.ndarray:
 
 
 def solarize(image: np.ndarray, threshold: int) -> np.ndarray:
-  """What is not below `threshold` is inverted."""
+  """Inverts levels that are not below `threshold`."""
   flipped = cv2.threshold(image, threshold - 1, 255, cv2.THRESH_BINARY)[1]  # all bits of these, none of others
   return cv2.bitwise_xor(image, flipped)
 
 
 def solarize_add(image: np.ndarray, addition: int) -> np.ndarray:
-  """What is below 128 becomes lighter by `addition`."""
+  """Makes levels below 128 lighter by `addition`."""
   return cv2.add(image, cv2.threshold(image, 127, addition, cv2.THRESH_BINARY_INV)[1])
 
 
@@ -133,7 +133,7 @@ def _blended(image: np.ndarray, poorer: Callable[[np.ndarray], np.ndarray | int]
 
 
 def _gray(image: np.ndarray) -> np.ndarray:
-  """[H, W, 1]: 0.299 of red, 0.587 of green, 0.114 of blue, in Pillow's 16 bits; OpenCV's 15 differ now and then."""
+  """Returns gray [H, W, 1]: 0.299 red, 0.587 green, 0.114 blue in Pillow's 16 bits; OpenCV's 15 differ now and then."""
   return image @ np.array([[19595], [38470], [7471]]) + 2 ** 15 >> 16
 
 
@@ -167,7 +167,7 @@ def shear_y(image: np.ndarray, slope: float) -> np.ndarray:
 
 
 def translate_x(image: np.ndarray, pixels: float) -> np.ndarray:
-  """To the left by `pixels`."""
+  """Moves the picture to the left by `pixels`."""
   return _shifted(image, int(pixels), 1) if pixels == int(pixels) else _warped(image, [[1, 0, pixels], [0, 1, 0]])
 
 
@@ -177,7 +177,7 @@ def translate_y(image: np.ndarray, pixels: float) -> np.ndarray:
 
 
 def _shifted(image: np.ndarray, pixels: int, axis: int) -> np.ndarray:
-  """What `_warped` makes of a shift by whole pixels, towards the start of `axis`, in a tenth of its time."""
+  """Shifts by whole pixels, towards the start of `axis`, as `_warped` does, in a tenth of its time."""
   shifted = np.full_like(image, OUTSIDE)
   source, target = np.moveaxis(image, axis, 0), np.moveaxis(shifted, axis, 0)
   if pixels < 0:

@@ -47,7 +47,7 @@ def _values(name: str, value: memoryview) -> list[bytes] | list[int]:
 
 
 def _fields(message: memoryview, only: int | None = None) -> Iterator[tuple[int, memoryview]]:
-  """(number, value) of the fields, or of those of one number; a value of whatever kind comes as its bytes."""
+  """Yields (number, value) of the fields, or of those of one number; a value comes as its bytes."""
   position = 0
   while position < len(message):
     tag, start = _varint(message, position)

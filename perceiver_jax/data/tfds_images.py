@@ -57,7 +57,7 @@ OTHER_FILES = 256                           # that a run has open beside the sha
 
 
 class Info(NamedTuple):
-  """What dataset_info.json says."""
+  """Holds what dataset_info.json says."""
 
   name: str
   shards: dict[str, list[int]]              # {TFDS split: the number of records in each of its files}
@@ -159,7 +159,7 @@ def _is_tiny(image: np.ndarray) -> bool:
 
 
 def _shifted(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-  """[H, W, C] -> the same, out of a random place in a gray border, perhaps mirrored (1512.03385, section 4.2)."""
+  """Returns [H, W, C] out of a random place in a gray border, perhaps mirrored (1512.03385, section 4.2)."""
   height, width, _ = image.shape
   bordered = np.pad(image, ((BORDER, BORDER), (BORDER, BORDER), (0, 0)), constant_values=GRAY)
   top, left = generator.integers(2 * BORDER + 1, size=2)
@@ -168,7 +168,7 @@ def _shifted(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def _directory(path: pathlib.Path) -> pathlib.Path:
-  """Of DIR/<name> the version below it; a directory of a version stays."""
+  """Returns the version below DIR/<name>; a directory of a version stays."""
   if (path / 'dataset_info.json').is_file():
     return path
   if not path.is_dir():
@@ -190,7 +190,7 @@ def _directory(path: pathlib.Path) -> pathlib.Path:
 
 
 def _how_to_build(path: pathlib.Path) -> str:
-  """What makes DATA/NAME."""
+  """Tells the command that makes DATA/NAME."""
   data = path.parent
   if path.name == 'imagenet2012':
     return f'To build it: put {" and ".join(TARS)} into {data}, then make imagenet DATA={data} (see docs/data.md)'
@@ -249,7 +249,7 @@ def _class_names(directory: pathlib.Path, num_classes: int) -> list[str]:
 
 
 def _splits(directory: pathlib.Path, info: Info) -> dict[str, tuple[str, int, int]]:
-  """{split: (the TFDS split it comes from, where it starts there, where it stops)}"""
+  """Returns {split: (the TFDS split it comes from, where it starts there, where it stops)}."""
   sizes = {split: sum(lengths) for split, lengths in info.shards.items()
            if any(lengths) and split != UNLABELLED.get(info.name)}
   if 'train' not in sizes or not {'validation', 'test'} & set(sizes):
@@ -270,7 +270,7 @@ def _splits(directory: pathlib.Path, info: Info) -> dict[str, tuple[str, int, in
 
 
 def _size(path: pathlib.Path) -> int | None:
-  """Of a file [bytes], None where there is none."""
+  """Returns the size of a file [bytes], None where there is none."""
   try:
     return path.stat().st_size
   except OSError:

@@ -1,4 +1,4 @@
-"""What is in a picture: central crop, resize, the most probable classes (2107.14795, appendix A)."""
+"""Classifies pictures: central crop, resize, the most probable classes (2107.14795, appendix A)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def predict(
 
 
 def central_crop(image: np.ndarray, size: int) -> np.ndarray:
-  """[size, size, C] uint8: the central square of 224 / 256 of the shorter side, bicubic to size, as trained.
+  """Crops the central square of 224 / 256 of the shorter side, bicubic to [size, size, C] uint8, as trained.
 
   An image of that very size comes back as it is.
   """
@@ -66,7 +66,7 @@ def central_crop(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def resized(image: np.ndarray, shape: tuple[int, int], method: str = 'cubic') -> np.ndarray:
-  """[..., H, W, C] uint8 -> [..., *shape, C] uint8, without anti-aliasing, as the authors resize.
+  """Resizes [..., H, W, C] uint8 to [..., *shape, C], without anti-aliasing, as the authors resize.
 
   `method` is 'cubic', by the a = -0.5 kernel, or 'linear'.
   """

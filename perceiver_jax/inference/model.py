@@ -19,7 +19,7 @@ from perceiver_jax.types import ALWAYS, Batch, Spec, Task, Tree, UserError, blan
 
 
 class Model(NamedTuple):
-  """What the predictions of every task are made with."""
+  """Holds a config, its weights, and the function that runs them."""
 
   config: ConfigDict
   params: Tree
@@ -90,7 +90,7 @@ def _checked(spec: Spec, batch: Any) -> dict[str, np.ndarray]:
 
 
 def ask(model: Model, batch: Batch, *, capture: bool = False) -> dict[str, Any]:
-  """`model.run`, of what a person is to be told. Raises UserError for outputs that are not finite."""
+  """Runs the model for a person. Raises UserError for outputs that are not finite."""
   outputs = model.run(batch, capture=capture)
   for name, values in outputs.items():
     if name != 'captured' and not np.isfinite(values).all():
@@ -101,7 +101,7 @@ def ask(model: Model, batch: Batch, *, capture: bool = False) -> dict[str, Any]:
 
 
 def as_image(image: Any, what: str) -> np.ndarray:
-  """[H, W, 3] uint8 of an image, by its path, an array or PIL's, grey or with a transparency, which is left out.
+  """Returns an image, [H, W, 3] uint8, by its path, an array or PIL's, gray or with a transparency, which is left out.
 
   Raises UserError for any other array, or a file that is no picture.
   """

@@ -20,7 +20,7 @@ OVERLAP = 20  # pixels that neighbouring tiles share at least, as in the authors
 
 
 class Flow(NamedTuple):
-  """Where every pixel of the first frame goes."""
+  """Holds the motion of every pixel of the first frame."""
 
   flow: np.ndarray                   # [H, W, 2] float32: x to the right and y down, in pixels
   captured: list[dict[str, Any]]     # of every tile, attention maps and latents, where asked for
@@ -68,13 +68,13 @@ def tile_corners(size: tuple[int, ...], tile: tuple[int, ...]) -> list[tuple[int
 
 
 def tile_weights(tile: tuple[int, ...]) -> np.ndarray:
-  """[H, W] float32: how much a tile counts at each of its pixels: the distance to its nearest edge."""
+  """Returns the weight of a tile at each of its pixels, [H, W] float32: the distance to its nearest edge."""
   rows, columns = (np.minimum(np.arange(1, side + 1), np.arange(side, 0, -1)) for side in tile)
   return np.minimum(rows[:, None], columns[None]).astype(np.float32)
 
 
 def present(predictor: Predictor, inputs: Sequence[str], output: str | None) -> Iterator[str]:
-  """How far pixels go; draws the flow in colours, or writes it to an `.npy` file, [H, W, 2] float32, in pixels."""
+  """Tells how far pixels go; draws the flow, or writes it to an `.npy` file, [H, W, 2] float32, in pixels."""
   from perceiver_jax import visualize
   from perceiver_jax.data.files import read_image
 

@@ -1,4 +1,4 @@
-"""`load`: a trained model, wherever it comes from, ready to answer."""
+"""Loads a trained model, wherever it comes from, ready to answer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Predictor(NamedTuple):
 
   @property
   def num_parameters(self) -> int:
-    """How many numbers were trained."""
+    """Returns the number of trained numbers."""
     return sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
   def __repr__(self) -> str:
@@ -100,7 +100,7 @@ def task_module(task: str) -> ModuleType:
 
 
 def _logits(model: models.Model, batch_of: Callable[..., Any], logits_of: Callable[..., Any]) -> Callable[..., Any]:
-  """`Predictor.logits`; not of a `Source`, which holds weights on the host."""
+  """Returns `Predictor.logits`; it holds no `Source`, which has weights on the host."""
   def logits(*args: Any, **inputs: Any) -> Any:
     if args:
       names = ', '.join(f'{name}=' for name in make_task(model.config, may_import=False).inputs)

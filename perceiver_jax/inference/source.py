@@ -1,4 +1,4 @@
-"""Where a model comes from: released, by its name; or a directory, Hugging Face's, of a run of ours, or converted."""
+"""Finds a model: a released one by its name, or a directory: of Hugging Face, of a run of ours, or converted."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _ours(directory: Path, task: str | None) -> Source:
 
 @contextlib.contextmanager
 def _naming(directory: Path) -> Iterator[None]:
-  """What is wrong is said of the directory."""
+  """Names the directory in every error."""
   try:
     yield
   except RecursionError:
@@ -136,7 +136,7 @@ def _of_task(config: ConfigDict, task: str | None) -> ConfigDict:
 
 
 def _template(config: ConfigDict, directory: Path) -> tuple[Tree, Tree]:
-  """`template` of a config that somebody else may have written."""
+  """Returns the `template` of a config that somebody else may have written."""
   check(config)
   counts = [max(value, 1) for key, value in flatten(config).items()
             if key.endswith(_DEPTHS) and type(value) is int]
@@ -153,7 +153,7 @@ def _template(config: ConfigDict, directory: Path) -> tuple[Tree, Tree]:
 
 
 def _packaged_names(config: ConfigDict) -> tuple[str, ...] | None:
-  """`class_names`, but where a directory of somebody else's names a file, that file is not read."""
+  """Returns `class_names`, but reads no file that a foreign config names."""
   packaged = [path.stem for path in Path(labels.__file__).parent.glob('*.txt')]
   return class_names(config) if config.data.get('class_names') in packaged else None
 

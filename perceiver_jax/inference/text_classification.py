@@ -1,4 +1,4 @@
-"""What kind of text it is."""
+"""Classifies texts."""
 
 from __future__ import annotations
 

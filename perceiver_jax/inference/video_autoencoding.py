@@ -95,7 +95,7 @@ def predict(
 
 
 def central_square(frames: np.ndarray, size: int) -> np.ndarray:
-  """[T, size, size, C] uint8 of frames [T, H, W, C]: the central square, bilinear to size, as in the authors' example.
+  """Crops frames [T, H, W, C] to the central square, bilinear to [T, size, size, C] uint8, as the authors' example.
 
   Its corner is half a side from half the frame, each rounded down.
   """

@@ -1,1 +1,1 @@
-"""What an experiment will cost, before any of it is run."""
+"""Plans the cost of an experiment before any of it is run."""

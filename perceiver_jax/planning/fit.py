@@ -27,7 +27,7 @@ class Candidate(NamedTuple):
 
 
 class Budget(NamedTuple):
-  """What a model may need; None is no bound."""
+  """Holds what a model may need; None is no bound."""
 
   flops: float | None         # of one example, forward, as `forward_flops` counts
   memory_bytes: int | None    # of a training step on one device, as `estimate` says
@@ -35,7 +35,7 @@ class Budget(NamedTuple):
 
 
 def depth_key(config: ConfigDict) -> str:
-  """Which key makes this model deeper: the repeats of one block where it has some, else the layers of a block."""
+  """Returns the key that makes a model deeper: the repeats of one block if any, else the layers of a block."""
   repeats = config.model.num_blocks > 1 and config.model.num_cross_attends == 1
   return 'model.num_blocks' if repeats else 'model.num_self_attends_per_block'
 
@@ -99,7 +99,7 @@ def _depth(config: ConfigDict) -> int:
 
 
 def _shares(config: ConfigDict, num_latents: int, budget: Budget, depth: int) -> list[float]:
-  """What the model takes of each bound, 1 = all of it; each grows with the depth along a line."""
+  """Returns the share of each bound that the model takes, 1 = all of it; each grows linearly with the depth."""
   model = with_candidate(config, Candidate(num_latents, depth))
   shares = []
   if budget.flops is not None:

@@ -25,7 +25,7 @@ from perceiver_jax.types import Batch, Tree
 
 
 def flops(function: Callable[..., Any], *arguments: Any) -> int:
-  """Of one call; `arguments` are trees of arrays or of `jax.ShapeDtypeStruct`s.
+  """Counts the FLOPs of one call; `arguments` are trees of arrays or of `jax.ShapeDtypeStruct`s.
 
   Loops count as often as they turn, and of alternatives the most expensive counts.
 
@@ -36,7 +36,7 @@ def flops(function: Callable[..., Any], *arguments: Any) -> int:
 
 
 def forward_flops(config: ConfigDict) -> int:
-  """Of one example, as the papers count: every query, key, value, logit and average by matrix products.
+  """Counts the FLOPs of one example as the papers do: every query, key, value, logit and average by matrix products.
 
   Outputs that are decoded in chunks, those of a video, count what each chunk computes anew: 2.5 % there.
   """
@@ -47,7 +47,7 @@ def forward_flops(config: ConfigDict) -> int:
 
 
 def computed_flops(model: Model, batch_size: int, *, is_training: bool) -> float:
-  """Of one example among `batch_size`, as this config computes: forward; or forward and backward with `is_training`.
+  """Counts the FLOPs of one of `batch_size` examples as this config computes them; with `is_training` also backward.
 
   What all examples share is computed once, and what `config.remat` says is computed twice.
   """
@@ -65,7 +65,7 @@ def _gradients(model: Model) -> Callable[..., Any]:
 
 
 def loss_of(model: Model) -> Callable[..., Any]:
-  """(params, state, key, batch) -> the loss sum that training differentiates."""
+  """Returns (params, state, key, batch) -> the loss sum that training differentiates."""
   def loss_sum(params: Tree, state: Tree, key: Any, batch: Batch) -> Any:
     batch = with_typed_keys(batch)
     outputs, _ = model.apply(params, state, key, batch, is_training=True)

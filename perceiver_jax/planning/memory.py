@@ -34,7 +34,7 @@ class Line(NamedTuple):
     return max(self.least, self.fixed + num_examples * self.per_example)
 
   def largest(self, budget: int) -> int:
-    """How many examples fit into `budget` bytes; 0 where none does."""
+    """Returns how many examples fit into `budget` bytes; 0 where none does."""
     return max(0, (budget - self.fixed) // self.per_example) if budget >= self.least else 0
 
 
@@ -47,7 +47,7 @@ class State(NamedTuple):
 
 
 def state_of(model: Model) -> State:
-  """Of a model that can only be used: of its parameters alone."""
+  """Returns the bytes of a state; those of parameters alone for a model that can only be used."""
   parameters, kept = num_bytes(model.params), num_bytes(model.train_state)
   if model.train_state is None:
     return State(parameters, 0, 0)
@@ -56,7 +56,7 @@ def state_of(model: Model) -> State:
 
 
 def estimate(model: Model) -> Line:
-  """Of a training step, by its trace.
+  """Estimates the bytes of a training step from its trace.
 
   At the end of the forward pass there are state, gradients, and what the backward pass needs; at the end of the step
   the state twice, as an update that is not finite is undone. With `config.remat`, the backward pass computes one block
@@ -74,7 +74,7 @@ def estimate(model: Model) -> Line:
 
 
 def compiled(model: Model) -> Line:
-  """Of a training step, or of a forward pass where there is no training, by XLA's memory analysis.
+  """Returns the bytes of a training step, or of a forward pass without training, by XLA's memory analysis.
 
   The step is compiled for two sizes that are large enough for the examples, and not the optimizer, to need the most.
   """
@@ -112,7 +112,7 @@ def _on_devices(tree: Tree) -> Tree:
 
 
 def _residual_bytes(model: Model, size: int) -> int:
-  """Of what the backward pass needs, but for parameters and batch, which are there anyway."""
+  """Returns the bytes that the backward pass needs beside parameters and batch."""
   loss = loss_of(model)
 
   def residuals(params: Tree, *others: Any) -> Any:

@@ -19,7 +19,7 @@ KEY = jax.ShapeDtypeStruct((2,), np.uint32)  # a random key
 
 
 class Model(NamedTuple):
-  """What is counted and compiled; every leaf of its trees is a `jax.ShapeDtypeStruct`."""
+  """Holds what is counted and compiled; every leaf of its trees is a `jax.ShapeDtypeStruct`."""
 
   config: ConfigDict
   task: Task

@@ -28,7 +28,7 @@ def make_plan(
   compiles: bool = False,
   announce: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-  """What the experiment needs; all that JSON can hold.
+  """Returns what the experiment needs, as JSON can hold it.
 
   Args:
     config: what `configs/` describes.
@@ -117,7 +117,7 @@ def _memory(
 
 
 def _largest(config: ConfigDict, line: Line, at_a_time: int, memory_gib: float) -> dict[str, Any]:
-  """How many examples fit, and into how many micro-batches the config's batch must be split; None where not one."""
+  """Returns how many examples fit, and into how many micro-batches the batch must be split; None where not one fits."""
   largest = line.largest(math.floor(memory_gib * GIB))
   total = at_a_time * config.micro_batches
   divisors = (parts for parts in range(1, total + 1) if total % parts == 0 and total // parts <= largest)

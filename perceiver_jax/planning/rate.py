@@ -1,4 +1,4 @@
-"""How fast this device multiplies matrices."""
+"""Measures the rate of matrix products on this device."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def show_plan(name: str, plan: dict[str, Any]) -> str:
 
 
 def show_fit(found: dict[str, Any]) -> str:
-  """What `make_fit` found, and the flags that set what it proposes."""
+  """Returns what `make_fit` found, and the flags that set what it proposes."""
   depth = found['depth_key'].rpartition('.')[2]
   lines = ['The deepest that fits, for each number of latents:', f'  num_latents  {depth}  GFLOPs forward']
   for row in found['candidates']:

@@ -1,1 +1,1 @@
-"""How devices and processes work together."""
+"""Devices and processes that work together."""

@@ -88,7 +88,7 @@ class Agreement:
 
   @property
   def cause(self) -> str:
-    """Who asked, for people: 'SIGTERM', or 'a signal to another process'."""
+    """Names who asked, for people: 'SIGTERM', or 'a signal to another process'."""
     return self._interruption.requested or 'a signal to another process'
 
 

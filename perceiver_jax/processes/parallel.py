@@ -126,29 +126,29 @@ def part() -> None:
 
 
 def num_processes() -> int:
-  """How many processes work together."""
+  """Returns how many processes work together."""
   return jax.process_count()
 
 
 def process_id() -> int:
-  """Which of them this is; number 0 alone writes."""
+  """Returns the number of this process; number 0 alone writes."""
   return jax.process_index()
 
 
 def coordinator_host() -> str:
-  """Where process 0 runs, as the others know it."""
+  """Returns the host of process 0, as the others know it."""
   # There is no public way to ask what JAX found out.
   return str(distributed.global_state.coordinator_address).rpartition(':')[0].strip('[]')
 
 
 def rows(batch_size: int) -> slice:
-  """Which rows of a global batch are for this process: processes take contiguous rows, in order."""
+  """Returns the rows of a global batch for this process: processes take contiguous rows, in order."""
   size = batch_size // num_processes()
   return slice(process_id() * size, (process_id() + 1) * size)
 
 
 def from_first(read: Callable[[], tuple[Tree, Any]], template: Tree = None) -> tuple[Tree, Any]:
-  """What `read` returns in process 0, in all of them; the others do not call it.
+  """Calls `read` in process 0 alone, and returns its result in all of them.
 
   Args:
     read: () -> (arrays, anything that JSON can hold).
@@ -189,7 +189,7 @@ def over_devices(function: Callable, *, donate: tuple[int, ...] = ()) -> Callabl
 
 
 def num_devices() -> int:
-  """How many devices all processes have together."""
+  """Returns how many devices all processes have together."""
   return jax.device_count()
 
 

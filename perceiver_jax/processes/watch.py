@@ -98,7 +98,7 @@ class Watch:
   def fail(self, error: BaseException, explain: Callable[[BaseException], int]) -> NoReturn:
     """Tells all processes that this one has failed, and ends it with the exit code that `explain` returns."""
     if not isinstance(error, UserError | NumericsError | KeyboardInterrupt):
-      # Who dies takes the devices' connections down: of what fails for that reason, the cause is better told.
+      # A dying process breaks collectives elsewhere: wait, so that the original error is reported first.
       time.sleep(HURRY_SECONDS)
     code = 3
     try:
@@ -111,7 +111,7 @@ class Watch:
       os._exit(code)
 
   def _wait_for_others(self) -> None:
-    """Until they have closed their ends: who ends first takes the devices' connections down with it."""
+    """Waits until the others have closed their ends: a process that ends breaks the collectives of the rest."""
     deadline = time.monotonic() + HURRY_SECONDS
     for line in self._lines.values():
       with contextlib.suppress(OSError):

@@ -140,7 +140,7 @@ class Checkpoints:
     return read_arrays(path, template), extras
 
   def restore_latest(self, template: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-    """As `restore`, of the newest step that is whole; None if nothing was saved.
+    """Restores the newest step that is whole, as `restore` does; returns None if nothing was saved.
 
     Damaged newer ones are named in a warning, no longer count, and are deleted once a newer checkpoint is whole.
     Raises UserError where all are damaged, or the state is unlike the template.
@@ -207,7 +207,7 @@ def _try_out(directory: Path) -> None:
 def load_weights(
   path: str | Path, which: str = 'best', template: TrainState | None = None,
 ) -> tuple[int, Tree, Tree]:
-  """(step, params, state) of one checkpoint, as NumPy arrays, whatever its optimizer was. Writes nothing.
+  """Returns (step, params, state) of one checkpoint, as NumPy arrays, whatever its optimizer was. Writes nothing.
 
   `params` are the moving average where the run kept one; `state` is Haiku's.
 

@@ -1,6 +1,6 @@
-"""What Orbax wrote of a state: its tree and its arrays, or one line that says why they cannot be read.
+"""Reads what Orbax wrote of a state, its tree and its arrays, or says in one line why it cannot.
 
-The files are as somebody wrote them, by their digests; that it was us is not sure.
+The checksums match, but the writer is untrusted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAX_UNFOLDED, _MAX_REPEATS = 2**28, 16     # [bytes] and times what a file hold
 
 
 def saved_tree(checkpoint: Path) -> Tree:
-  """What was saved, with shape and dtype in place of arrays; named tuples come as dicts. Raises UserError."""
+  """Returns the saved tree, with shapes and dtypes in place of arrays, dicts for named tuples. Raises UserError."""
   with _foreign_errors(checkpoint):
     with plain_path(checkpoint) as plain:
       tree = ocp.PyTreeCheckpointHandler().metadata(plain / STATE).tree
@@ -34,7 +34,7 @@ def saved_tree(checkpoint: Path) -> Tree:
 
 
 def read_arrays(checkpoint: Path, template: Tree) -> Tree:
-  """Those entries of what was saved that `template` has, as NumPy arrays, in its tree. Raises UserError."""
+  """Reads those saved entries that `template` has, as NumPy arrays, in its tree. Raises UserError."""
   args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), template)
   with _foreign_errors(checkpoint), plain_path(checkpoint) as plain:
     return ocp.PyTreeCheckpointHandler().restore(
@@ -66,7 +66,7 @@ def check_fits(checkpoint: Path, template: Tree, saved: Tree) -> None:
 
 @contextlib.contextmanager
 def _foreign_errors(checkpoint: Path) -> Iterator[None]:
-  """Of Orbax, over files that are as they were written, but not by us."""
+  """Turns any error of Orbax over intact files that may not be ours into a UserError."""
   try:
     yield
   except Exception as error:  # which may be any
@@ -76,6 +76,6 @@ def _foreign_errors(checkpoint: Path) -> Iterator[None]:
 
 
 def _entries(tree: Tree) -> dict[str, Any]:
-  """{'params/module/name': leaf}, in the order of the tree's leaves."""
+  """Returns {'params/module/name': leaf}, in the order of the tree's leaves."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}

@@ -34,7 +34,7 @@ _NUM_SHOWN = 10
 
 
 class Weights(NamedTuple):
-  """What `load` returns."""
+  """Holds what `load` returns."""
 
   config: ConfigDict                        # locked
   params: Tree                              # {module path: {leaf: NumPy array}}, as the state
@@ -172,7 +172,7 @@ def remove_leftovers(directory: Path, word: str) -> None:
 
 
 def entries(params: Tree, state: Tree) -> dict[str, Any]:
-  """{'params/module path/leaf': leaf, 'state/...': leaf} of Haiku's trees, the names that they have in a file.
+  """Names the leaves of Haiku's trees as a file does: {'params/module path/leaf': leaf, 'state/...': leaf}.
 
   Raises:
     UserError: a name that could not be read back.

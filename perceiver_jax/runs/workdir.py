@@ -95,17 +95,17 @@ class Workdir:
       self._log = self._open.enter_context(Log(self.path, self._config, last_step))
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    """As `Log.write`."""
+    """Writes a line of the log, as `Log.write`."""
     if self._log:
       self._log.write(step, values)
 
   def save(self, step: int, state: TrainState, extras: dict[str, Any], metrics: Mapping[str, float] | None) -> None:
-    """As `Checkpoints.save`, but of a state on devices."""
+    """Saves a state on devices, as `Checkpoints.save` does one on the host."""
     if self._checkpoints:
       self._checkpoints.save(step, parallel.unreplicate(state), extras, metrics)
 
   def wait(self) -> None:
-    """As `Checkpoints.wait`."""
+    """Waits for the save under way, as `Checkpoints.wait`."""
     if self._checkpoints:
       self._checkpoints.wait()
 

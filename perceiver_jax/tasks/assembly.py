@@ -14,7 +14,7 @@ from perceiver_jax.types import ALWAYS, Array, Batch, UserError
 
 
 def entry(batch: Batch, name: str, *axes: int | str) -> Array:
-  """`batch[name]`, [B, *axes]: a number is the size that an axis must have, a word what one of any size is.
+  """Returns `batch[name]`, [B, *axes]: a number is the size that an axis must have, a word an axis of any size.
 
   Raises UserError where there is none, or it has another shape.
   """
@@ -30,7 +30,7 @@ def entry(batch: Batch, name: str, *axes: int | str) -> Array:
 def read(
   config: ConfigDict, inputs: InputArray | Pack, *, is_training: bool, capture: bool = False,
 ) -> tuple[jax.Array, Captured]:
-  """What `encode` returns: the latents [B, N, D] that have read and processed the inputs."""
+  """Encodes the inputs as the config says: returns the latents [B, N, D], and what was captured."""
   model = config.model
   shared = dict(
     qk_channels=model.qk_channels,

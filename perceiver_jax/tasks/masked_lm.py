@@ -1,4 +1,4 @@
-"""Which tokens were hidden? (2107.14795, section 4.1 and appendix F; language Perceiver on bytes or word pieces.)
+"""Predicts hidden tokens (2107.14795, section 4.1 and appendix F; language Perceiver on bytes or word pieces).
 
   tokens [B, L] -> text_inputs [B, L, C] -> latents [B, N, D] -> answers [B, O, C] -> logits [B, O, V]
 
@@ -40,7 +40,7 @@ def make(config: ConfigDict) -> Task:
 
 
 def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
-  """{'logits': [B, O, V]}; `batch['tokens']` [B, L] and 'valid' may be shorter than O, and 'valid' absent."""
+  """Computes {'logits': [B, O, V]}; `batch['tokens']` [B, L] and 'valid' may be shorter than O, 'valid' absent."""
   data, model = config.data, config.model
   tokens, valid = assembly.entry(batch, 'tokens', 'tokens'), batch.get('valid')
   table = token_table(data.vocab_size, model.token_channels)
@@ -68,5 +68,5 @@ def _measure(outputs: dict[str, Any], batch: Batch) -> dict[str, Mean]:
 
 
 def _query_mask(valid: Array | None, num_queries: int) -> jax.Array | None:
-  """[B, O]: no question is asked about padding."""
+  """Returns the mask of the queries, [B, O]: none asks about padding."""
   return None if valid is None else jnp.pad(valid, ((0, 0), (0, num_queries - valid.shape[1])))

@@ -1,4 +1,4 @@
-"""Where did every pixel go? (2107.14795, section 4.2 and appendix H.)
+"""Predicts the motion of every pixel between two frames (2107.14795, section 4.2 and appendix H).
 
   frames [B, 2, H, W, C] -> frame_patches [B, 2, H, W, P] -> flow_inputs [B, M, F + P'] -> latents [B, N, D]
   -> the first frame's inputs ask, H * W of F + P' -> flow [B, H, W, 2]
@@ -41,7 +41,7 @@ def make(config: ConfigDict) -> Task:
 
 
 def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
-  """{'flow': [B, H, W, 2]}: x and y of a pixel's way, by `FLOW_SCALE` pixels.
+  """Computes {'flow': [B, H, W, 2]}: the x and y motion of each pixel, in units of `FLOW_SCALE` pixels.
 
   `batch` holds 'frames', uint8 or float in [-1, 1], or in their place 'patches' as `frame_patches` makes them; 'valid'
   [B, M] may mask elements.

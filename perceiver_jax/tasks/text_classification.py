@@ -1,4 +1,4 @@
-"""Which of `num_classes` kinds of text is it? (2107.14795, section 4.1 and appendix F.4, one trained query.)
+"""Classifies texts (2107.14795, section 4.1 and appendix F.4, one trained query).
 
   tokens [B, L] -> text_inputs [B, L, C] -> latents [B, N, D] -> logits [B, E]
 """
@@ -27,7 +27,7 @@ def make(config: ConfigDict) -> Task:
 
 
 def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
-  """{'logits': [B, E]}; `batch['tokens']` [B, L] and 'valid' may be shorter than max_length, and 'valid' absent."""
+  """Computes {'logits': [B, E]}; `batch['tokens']` [B, L] and 'valid' may be shorter, 'valid' absent."""
   data, model = config.data, config.model
   tokens = assembly.entry(batch, 'tokens', 'tokens')
   table = token_table(data.vocab_size, model.token_channels)

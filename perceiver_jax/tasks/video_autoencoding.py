@@ -51,7 +51,7 @@ def make(config: ConfigDict) -> Task:
 
 
 def _forward(config: ConfigDict, batch: Batch, *, is_training: bool, capture: bool = False) -> dict[str, Any]:
-  """{'video': [B, T, H, W, 3], in 0..1, 'audio': [B, S], in -1..1, 'label': logits [B, E]}.
+  """Computes {'video': [B, T, H, W, 3] in 0..1, 'audio': [B, S] in -1..1, 'label': logits [B, E]}.
 
   `batch` holds video, uint8 or float in 0..1, audio in -1..1, and a one-hot label, which the model never sees: it is
   masked out. With 'video_points' [B, O] or 'audio_points', flat indices of pixels or audio patches, only these are
@@ -96,7 +96,7 @@ def _inputs(config: ConfigDict, batch: Batch) -> Pack:
 
 
 def _query_channels(model: ConfigDict) -> int:
-  """Of the widest query, and some more that tell the modalities apart."""
+  """Returns the width of the widest query, and some channels more that tell the modalities apart."""
   widths = [model.label_query_channels]
   widths += [len(axis.max_resolution) * (2 * axis.num_bands + 1) for axis in (model.video, model.audio)]
   return max(widths) + model.min_query_padding

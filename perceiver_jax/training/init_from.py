@@ -1,4 +1,4 @@
-"""Where fine-tuning starts: the weights of another model, as far as they fit the new one."""
+"""Starts fine-tuning from the weights of another model, as far as they fit the new one."""
 
 from __future__ import annotations
 

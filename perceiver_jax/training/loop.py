@@ -138,7 +138,7 @@ def _read_first_batches(config: ConfigDict, eval_sets: dict[str, Dataset]) -> No
 
 
 def _new_state(config: ConfigDict, experiment: Experiment) -> tuple[TrainState, dict]:
-  """Where a run starts that has no checkpoint yet: from its seed, or from `config.init_from`."""
+  """Makes the state of a run without a checkpoint: from its seed, or from `config.init_from`."""
   state = experiment.init()
   if config.init_from:
     params, model_state = init_from(config, state.params, state.state)

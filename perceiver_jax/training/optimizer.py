@@ -53,7 +53,7 @@ def make_optimizer(config: ml_collections.ConfigDict, num_steps: int) -> optax.G
 
 
 def decay_mask(params: Tree) -> Tree:
-  """Which parameters decay, by name: all but biases `b` and normalisation's `scale` and `offset`.
+  """Returns which parameters decay, by name: all but biases `b` and normalisation's `scale` and `offset`.
 
   Latents and position tables decay, as in the authors' code.
 

@@ -33,7 +33,7 @@ class Window:
     self._waiting.append(means)
 
   def totals(self) -> dict[str, Mean]:
-    """{name: (sum, weight)}, added up in the order of the steps, so that an interruption does not change a digit."""
+    """Returns {name: (sum, weight)}, added in the order of the steps, so that an interruption changes no digit."""
     for means in self._waiting:
       self._totals = metrics.add(self._totals, parallel.unreplicate(means))
     self._waiting = []

@@ -1,4 +1,4 @@
-"""Where latents look: the attention of a cross-attend over the pixels, or over coarser cells, of what it looked at.
+"""Draws where latents look: the attention of a cross-attend over the pixels, or over coarser cells.
 
 T cross-attends, N latents, M = h * w or t * h * w cells in row-major order.
 """
@@ -115,7 +115,7 @@ def _existing(latents: Sequence[int], num_latents: int) -> list[int]:
 
 
 def column_names(page: Axes, centres: list[float], latents: list[int], middle: float) -> None:
-  """What stands in each column: the image, and the maps of some latents."""
+  """Labels the columns: the image, and the maps of some latents."""
   for centre, name in zip(centres, ('image', *(f'latent {latent}' for latent in latents)), strict=True):
     write(page, name, centre, middle, ha='center')
 
@@ -141,7 +141,7 @@ def row_height(size: Size) -> float:
 
 
 def brightness_key(page: Axes, left: float, middle: float) -> None:
-  """What the colours of the maps mean."""
+  """Explains the colours of the maps."""
   write(page, 'no attention', left, middle, color=GREY)
   left += text_width('no attention') + 8
   show_image(page, overlay(np.zeros((1, 90, 1)), np.linspace(0, 1, 90)[None]), left + 45, middle - 6, (90, 12))

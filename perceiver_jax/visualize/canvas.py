@@ -1,4 +1,4 @@
-"""What all pictures share: sheets and panels, colours and sizes, text that fits, images with frames, bars.
+"""Shared parts of all pictures: sheets and panels, colours and sizes, text that fits, images with frames, bars.
 
 Every picture is drawn on a figure of its own and never through pyplot, so a notebook's backend, style and open figures
 stay as they are. Hence the explicit colours and sizes: a reader's dark style must not leave white text on white.
@@ -140,7 +140,7 @@ def evenly_spaced(total: int, count: int) -> list[int]:
 
 
 def count_of(shown: int, total: int) -> str:
-  """'8 of 16', or '16' where all are shown."""
+  """Returns '8 of 16', or '16' where all are shown."""
   return f'{total:,}' if shown == total else f'{shown:,} of {total:,}'
 
 

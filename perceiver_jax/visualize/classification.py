@@ -118,7 +118,7 @@ def grid_shape(page: Axes, shape: tuple[int, ...], caption_width: float) -> tupl
 
 
 def mistakes_first(is_wrong: np.ndarray, labels: np.ndarray, count: int, *, at_most: int) -> np.ndarray:
-  """`at_most` mistakes, then right ones of varied classes, more mistakes. is_wrong, labels [B] -> count indices."""
+  """Chooses `at_most` mistakes, then right ones of varied classes, mistakes. is_wrong, labels [B] -> count indices."""
   wrong, right = np.flatnonzero(is_wrong), np.flatnonzero(~is_wrong)
   right = right[different_examples(labels[right], count)]
   return np.concatenate([wrong[:at_most], right, wrong[at_most:]])[:count]

@@ -108,7 +108,7 @@ def _check_pair(name: str, original: np.ndarray, again: np.ndarray, rank: int, s
 
 
 def _pixels(frame: np.ndarray) -> np.ndarray:
-  """[H, W, 3] uint8, of the same or of floats in 0..1."""
+  """Returns [H, W, 3] uint8 of the same, or of floats in 0..1."""
   return frame if frame.dtype == np.uint8 else np.round(255 * np.clip(frame.astype(np.float64), 0, 1)).astype(np.uint8)
 
 

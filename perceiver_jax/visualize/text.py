@@ -110,7 +110,7 @@ def _context(
     page: Axes, text_pieces: Sequence[str | None], span: int, filled: str, answer: str | None, colour: str,
     middle: float,
 ) -> None:
-  """What was filled in between the text before and after it, on one line; below a mistake, the truth."""
+  """Draws what was filled in between the text before and after it, on one line; below a mistake, the truth."""
   left = MARGIN + NUMBER_WIDTH
   width = WIDTH - MARGIN - CANDIDATES_WIDTH - 2 * MARGIN - left
   word = shorten(visible(filled), width / 3, weight='bold')

@@ -1,4 +1,4 @@
-"""The cross-attend of queries that stand on a grid, which are neither joined, nor projected, nor held all at once.
+"""Computes cross-attention for queries on a grid, without materialising them.
 
 The factored attention with its roles swapped: the latents are few, so the query projection, its LayerNorm and, where
 that is cheaper, the output projection move to their side. The logit of the query in cell (y, x) is then
@@ -33,7 +33,7 @@ Linear: TypeAlias = tuple[Array, Array]  # weights and bias
 
 
 class LinearParameters(hk.Module):
-  """Those of an `hk.Linear` of this name, apart, so that it may become one with another."""
+  """Holds weights and bias of an `hk.Linear` of this name, so that they may be multiplied with another's."""
 
   def __init__(self, num_inputs: int, num_outputs: int, name: str):
     super().__init__(name=name)
@@ -79,7 +79,7 @@ class _Queries(NamedTuple):
 
 
 class _Latents(NamedTuple):
-  """What the queries of one example read from."""
+  """Holds what the queries of one example read from."""
 
   last: Array              # [W, R], B: what logits have from the place in a row
   content: Array           # [F, R], p
@@ -88,7 +88,7 @@ class _Latents(NamedTuple):
 
 
 class FactoredCrossAttend(hk.Module):
-  """`CrossAttend` of queries on a grid, and the linears behind it; the same parameters, which `CrossAttend` makes."""
+  """Computes `CrossAttend` for queries on a grid, and the linears behind it; `CrossAttend` makes the parameters."""
 
   def __init__(
     self,
@@ -102,7 +102,7 @@ class FactoredCrossAttend(hk.Module):
     name: str = 'cross_attend',
     **_: Any,
   ):
-    """As of `CrossAttend`, whose other arguments count for nothing: there is no dropout here."""
+    """Takes the arguments of `CrossAttend`; those of dropout are ignored, as there is none here."""
     super().__init__(name=name)
     self.num_heads = num_heads
     self.qk_channels = qk_channels
@@ -155,7 +155,7 @@ class FactoredCrossAttend(hk.Module):
   def _finish(
     self, num_channels: int, linears: Sequence[Linear], dtype: jnp.dtype,
   ) -> Callable[[jax.Array], jax.Array]:
-    """[O, Q] -> [O, E]: the MLP and what follows; the linears are one, and in the MLP's own, where that is cheaper."""
+    """Returns the MLP and what follows it, [O, Q] -> [O, E]; linears are multiplied where that is cheaper."""
     num_hidden = self.widening * num_channels
     norm = Parameters('mlp_norm')(scale=(num_channels,), offset=(num_channels,))
     with hk.name_scope('mlp'):
@@ -182,7 +182,7 @@ class FactoredCrossAttend(hk.Module):
 
 
 def _heads(x: jax.Array, num_heads: int) -> jax.Array:
-  """[B, N, V] -> [B, H, N, V / H]"""
+  """Splits channels into heads: [B, N, V] to [B, H, N, V / H]."""
   return x.reshape(*x.shape[:2], num_heads, -1).swapaxes(1, 2)
 
 
@@ -201,7 +201,7 @@ def _factors(
   query: InputArray, grid: FourierGrid, keys: jax.Array, values: jax.Array, norm: Sequence[Array],
   project: Sequence[Array],
 ) -> tuple[_Queries, _Latents]:
-  """What logits are made of, with a leading [B]: keys [B, H, N, K], `norm` and `project` of the query."""
+  """Returns the factors of the logits, with a leading [B]: keys [B, H, N, K], `norm` and `project` of the query."""
   dtype = jnp.promote_types(keys.dtype, jnp.float32)
   gain, offset, weights, bias = (jnp.asarray(x, dtype) for x in (*norm, *project))
   batch_size, num_heads, _, num_channels = keys.shape
@@ -222,7 +222,7 @@ def _factors(
 
 
 def _attended(rows: _Queries, latents: _Latents, is_projected: bool) -> jax.Array:
-  """[S * W, Q] or [S * W, V]: what some rows read."""
+  """Computes what some rows of queries read: [S * W, Q] or [S * W, V]."""
   num_heads, num_latents, _ = latents.values.shape
   logits = latents.last + rows.lead[:, None]
   if num_features := rows.features.shape[-1]:  # two axes: XLA multiplies three more slowly on a CPU
@@ -237,7 +237,7 @@ def _attended(rows: _Queries, latents: _Latents, is_projected: bool) -> jax.Arra
 
 
 def _joined(rows: _Queries, grid: FourierGrid, padding: Array | None) -> jax.Array:
-  """[S * W, Q]: some rows of queries, joined."""
+  """Joins some rows of queries: [S * W, Q]."""
   num_rows, row_size, num_features = rows.features.shape
   lead = [jnp.repeat(rows.cells[:, axis], row_size) for axis in range(len(grid.coordinates) - 1)]
   cells = [*lead, jnp.tile(jnp.arange(row_size), num_rows)]
@@ -250,7 +250,7 @@ def _joined(rows: _Queries, grid: FourierGrid, padding: Array | None) -> jax.Arr
 def _by_rows(
   answer: Callable[[_Queries, _Latents], jax.Array], queries: _Queries, latents: _Latents,
 ) -> jax.Array:
-  """[O, E] of the queries of an example: some rows at a time, forward and backward."""
+  """Answers the queries of an example, [O, E], some rows at a time, forward and backward."""
   num_rows, row_size = queries.scale.shape
   most_logits = TILE if jax.default_backend() == 'cpu' else MOST_LOGITS
   num_chunks = -(-num_rows // max(1, most_logits // (row_size * len(latents.bias))))

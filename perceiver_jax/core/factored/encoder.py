@@ -69,7 +69,7 @@ def choose(
 
 
 def _kind(inputs: InputArray) -> str:
-  """What positions there are, for people."""
+  """Describes the positions of inputs, for an error message."""
   positions, num_elements = inputs.positions, inputs.features.shape[1]
   if positions is None:
     return 'no positions'
@@ -86,14 +86,14 @@ def check_word(attention_impl: str) -> None:
 
 
 def absorbed(query: Array, inputs: InputArray | Pack, norm_scale: Array, key: Array, path: str) -> jax.Array:
-  """What queries read of the normalised inputs: the sum of softmax * LayerNorm(inputs), before gain and offset.
+  """Computes the sum of softmax * LayerNorm(inputs) for each query, before the LayerNorm's gain and offset.
 
   Args:
     query: [B, N, H, K].
     inputs: M elements of C channels.
     norm_scale: [C], the gain of the LayerNorm of the inputs. Its offset cancels in the softmax, as a key's bias does.
     key: [C, H, K], weights of the projection.
-    path: 'factored', where what is no whole grid of two axes or more goes in chunks, or 'chunked'.
+    path: 'factored', where inputs that are not a full grid of two or more axes fall back to chunks; or 'chunked'.
 
   Returns:
     [B, N, H, C], float32 or wider. Where no element is valid all count alike.
@@ -115,7 +115,7 @@ def absorbed(query: Array, inputs: InputArray | Pack, norm_scale: Array, key: Ar
 def _without_nothing(
   parts: Sequence[InputArray], rows: jax.Array,
 ) -> tuple[Sequence[InputArray], jax.Array]:
-  """Of an example that has no valid element: all its elements, of equal logits."""
+  """Makes all elements of an example valid that has no valid element, with equal logits."""
   if all(part.valid is None for part in parts):
     return parts, rows
   counts = [jnp.any(part.valid != 0, axis=1) for part in parts if part.valid is not None]
@@ -126,7 +126,7 @@ def _without_nothing(
 
 
 def _joined(read: Sequence[tuple[jax.Array, jax.Array]]) -> jax.Array:
-  """[B, C, R] of the sums over each part, [B, C, R], and the logarithms of what they were divided by, [B, R]."""
+  """Combines sums over parts, [B, C, R] each, by the logarithms of what they were divided by, [B, R] each."""
   if len(read) == 1:
     return read[0][0]
   shares = jax.nn.softmax(jnp.stack([log_total for _, log_total in read]), axis=0)
@@ -134,7 +134,7 @@ def _joined(read: Sequence[tuple[jax.Array, jax.Array]]) -> jax.Array:
 
 
 def _read(rows: jax.Array, inputs: InputArray, path: str) -> tuple[jax.Array, jax.Array]:
-  """[B, C, R] -> sums [B, C, R], and the logarithm of the sum of exp(logits), [B, R]."""
+  """Returns sums [B, C, R] for rows [B, C, R], and the logarithm of the sum of exp(logits), [B, R]."""
   if inputs.valid is not None:
     features = jnp.where(inputs.valid[..., None], inputs.features, 0)  # 0 * NaN is not 0
     inputs = inputs._replace(features=features)
@@ -145,7 +145,7 @@ def _read(rows: jax.Array, inputs: InputArray, path: str) -> tuple[jax.Array, ja
 
 
 def _of_grid(rows: jax.Array, inputs: InputArray, grid: FourierGrid) -> tuple[jax.Array, jax.Array]:
-  """As `_read`, of tables per axis: those of all axes but the last make the tables of tiles."""
+  """Computes `_read` on a grid: tables of all axes but the last make the tables of tiles."""
   inputs, lead_shape = at_home(inputs, grid), shape_of(grid)[:-1]
   features = jnp.asarray(inputs.features)
   batch_size, _, num_features = features.shape
@@ -168,7 +168,7 @@ def _of_grid(rows: jax.Array, inputs: InputArray, grid: FourierGrid) -> tuple[ja
 
 
 def _of_chunks(rows: jax.Array, inputs: InputArray) -> tuple[jax.Array, jax.Array]:
-  """As `_read`, of joined elements, W at a time; the last tile is filled with some that do not count."""
+  """Computes `_read` on joined elements, W at a time; the last tile is padded with masked ones."""
   normed, valid = standardised(jnp.asarray(dense(inputs))), inputs.valid
   batch_size, num_elements, num_channels = normed.shape
   tile_size = min(num_elements, max(1, TILE // rows.shape[-1]))
@@ -187,7 +187,7 @@ def _of_chunks(rows: jax.Array, inputs: InputArray) -> tuple[jax.Array, jax.Arra
 
 
 class AbsorbedAttention(hk.Module):
-  """`Attention` over inputs that are neither joined nor projected; the same parameters, which `Attention` makes."""
+  """Computes `Attention` over inputs that are neither joined nor projected; `Attention` makes the parameters."""
 
   def __init__(
     self, num_heads: int, qk_channels: int, v_channels: int, output_channels: int, name: str = 'attention',

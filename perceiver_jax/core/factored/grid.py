@@ -1,4 +1,4 @@
-"""What the position encoding of a whole grid is made of: a table per axis, and where its channels stand among C.
+"""The factors of the position encoding of a whole grid: a table per axis, and the columns of its channels among C.
 
 Shapes: B batch, M = n_1 * ... * n_d cells, F channels of features, P_a of the positions along axis a, K of padding,
 C = F + P_1 + ... + P_d + K.
@@ -50,7 +50,7 @@ def columns(grid: FourierGrid, num_features: int) -> list[np.ndarray]:
 
 
 def along(x: jax.Array, axis: int, num_axes: int) -> jax.Array:
-  """[B, n, R] -> [B, 1, n, 1, R], of `num_axes` axes between, to be added to what stands on the grid."""
+  """Reshapes [B, n, R] to [B, 1, n, 1, R], with `num_axes` axes between, to broadcast over the grid."""
   return x.reshape(x.shape[0], *(-1 if i == axis else 1 for i in range(num_axes)), x.shape[-1])
 
 
@@ -88,7 +88,7 @@ def at_home(inputs: InputArray, grid: FourierGrid) -> InputArray:
 def logit_tables(
   rows: jax.Array, features: jax.Array, grid: FourierGrid, padding: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """What the logits of a grid of S rows of W cells are made of: scale (features . rows[:F] + lead + last).
+  """Returns the factors of the logits of a grid of S rows of W cells: scale (features . rows[:F] + lead + last).
 
   rows [B, C, R], centred over C; features [B, M, F], in the order of the cells; padding [K] -> lead [B, S, R], last
   [B, W, R], scale [B, S, W].
@@ -106,11 +106,11 @@ def logit_tables(
 
 
 def rows_of(grid: FourierGrid) -> tuple[int, int]:
-  """S and W: how many rows a grid has, along all axes but the last, and how many cells a row."""
+  """Returns (number of rows, row length) of a grid: rows run along its last axis."""
   shape = shape_of(grid)
   return math.prod(shape[:-1]), shape[-1]
 
 
 def dot(subscripts: str, *arrays: Array) -> jax.Array:
-  """`jnp.einsum` in full precision."""
+  """Computes `jnp.einsum` in full precision."""
   return jnp.einsum(subscripts, *arrays, precision=jax.lax.Precision.HIGHEST)

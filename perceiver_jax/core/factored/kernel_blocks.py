@@ -1,4 +1,4 @@
-"""What the GPU kernels of `weighted_sums` work on: operands in whole blocks, and partial sums of blocks.
+"""Blocks of the GPU kernels of `weighted_sums`: operands in whole blocks, and partial sums of blocks.
 
 Shapes: B examples, R rows of logits, S tiles of W elements, F channels of their features.
 """
@@ -26,7 +26,7 @@ Operands = list[tuple[str, jax.Array]]  # each after the name of the way it is c
 
 
 class Block(NamedTuple):
-  """What a program holds: powers of two, as Triton asks; on a TPU, multiples of its registers."""
+  """Describes what a program holds: powers of two, as Triton asks; on a TPU, multiples of its registers."""
 
   width: int  # places of a tile
   rows: int   # rows of logits
@@ -34,7 +34,7 @@ class Block(NamedTuple):
 
 
 class Blocks(NamedTuple):
-  """Of each pass; that of the forward pass is a multiple of the others."""
+  """Holds the block of each pass; that of the forward pass is a multiple of the others."""
 
   forward: Block
   backward: Block
@@ -47,7 +47,7 @@ ON_TPU = Blocks(Block(128, 128), Block(128, 128), Block(128, 128))
 
 
 def blocks_of(num_channels: int, platform: str) -> Blocks:
-  """`platform` is 'gpu' or 'tpu'."""
+  """Returns the blocks for a number of channels; `platform` is 'gpu' or 'tpu'."""
   if platform == 'tpu':
     return ON_TPU
   return FEW if num_channels <= FEW_CHANNELS else MANY
@@ -83,7 +83,7 @@ def filled(scores: Any, block: Block) -> Operands:
 
 
 def filled_rows(x: jax.Array, block: Block) -> tuple[str, jax.Array]:
-  """Of [B, R]."""
+  """Pads rows [B, R] to whole blocks."""
   return 'row', _fill(x[:, None], _whole(x.shape[1], block.rows))
 
 

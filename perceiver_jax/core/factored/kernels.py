@@ -244,7 +244,7 @@ def _element(ref: Any, tile: Any) -> tuple[list[jax.Array], jax.Array, jax.Array
 
 
 def _raw(features: list[jax.Array], content: list[jax.Array], last: jax.Array, lead: jax.Array) -> jax.Array:
-  """[W, R]: the logits before the scale."""
+  """Computes the logits before the scale, [W, R]."""
   raw = last + lead[None]
   for x, row in zip(features, content, strict=True):
     raw = raw + (x[:, None] * row[None] if x.ndim == 1 else _dot(x, row, 0, 0))

@@ -20,14 +20,14 @@ FEW_CHANNELS = 4  # up to which products with features are written out, as XLA t
 
 
 class Tables(NamedTuple):
-  """What an element has from its place on a grid: of its tile, and of its place in the tile."""
+  """Holds the parts of the logits that depend on the place on a grid: per tile, and per place in a tile."""
 
   lead: jax.Array  # [B, S, R]
   last: jax.Array  # [B, W, R]
 
 
 class Scores(NamedTuple):
-  """What the rows of logits are made of: logit = scale (features . content + lead + last)."""
+  """Holds the factors of the logits: logit = scale (features . content + lead + last)."""
 
   content: jax.Array             # [B, F, R]
   tables: Tables | None = None
@@ -90,7 +90,7 @@ def _num_blocks(scores: Scores, tiles: Tiles) -> int:
 
 
 def _cut(tree: Any, num_blocks: int) -> Any:
-  """[..., R] -> [num_blocks, ..., R / num_blocks]"""
+  """Cuts rows into blocks: [..., R] to [num_blocks, ..., R / num_blocks]."""
   return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(*x.shape[:-1], num_blocks, -1), -2, 0), tree)
 
 
@@ -99,7 +99,7 @@ def _uncut(tree: Any) -> Any:
 
 
 def _times(features: jax.Array, rows: jax.Array) -> jax.Array:
-  """[W, F] times [F, R]."""
+  """Multiplies [W, F] by [F, R]."""
   if 1 <= features.shape[1] <= FEW_CHANNELS:
     products = [features[:, k, None] * rows[k] for k in range(len(rows))]
     return sum(products[1:], products[0])
@@ -112,7 +112,7 @@ def _summed(columns: Sequence[jax.Array], weights: jax.Array) -> jax.Array:
 
 
 def _raw_and_logits(scores: Scores, lead: Any, tile: Tiles) -> tuple[jax.Array, jax.Array]:
-  """Of one tile, [W, R]: the logits before the scale, and as the softmax takes them."""
+  """Returns the logits of one tile, [W, R]: before the scale, and as the softmax takes them."""
   raw = _times(tile.features, scores.content)
   if scores.tables is not None:
     raw = raw + (scores.tables.last + lead)
