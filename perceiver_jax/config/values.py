@@ -80,7 +80,7 @@ def parse_best(text: str | None) -> tuple[str, str] | None:
 
   Raises UserError for a text of another form.
   """
-  if text is None:
+  if text in (None, 'None'):                # the latter from the command line
     return None
   direction, _, name = text.partition(' ')
   if direction not in ('lowest', 'highest') or not re.fullmatch(r'[^\s/]+/\S+', name):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 from absl import flags
+from ml_collections import ConfigDict
 
 from perceiver_jax.config import overrides
+from perceiver_jax.config.values import CHOICES, check, parse_best
 from perceiver_jax.types import UserError
 from tests.conftest import ROOT
 
@@ -35,3 +37,32 @@ def test_a_key_that_is_negated_takes_no_value():
   config = overrides.load(f'{ROOT}/configs/digits.py')
   with pytest.raises(UserError, match=r'--noconfig\.deterministic=0 does not take an argument'):
     overrides.override(config, ['train.py', '--noconfig.deterministic=0'], flags.FlagValues())
+
+
+@pytest.mark.parametrize('text, expected', [
+  (None, None), ('None', None), ('lowest validation/loss', ('lowest', 'validation/loss')),
+  ('highest clean/epe_all', ('highest', 'clean/epe_all'))])
+def test_the_best_checkpoint_is_said_in_two_words(text, expected):
+  assert parse_best(text) == expected
+
+
+@pytest.mark.parametrize('text', ['', 'validation/loss', 'best validation/loss', 'lowest loss', 'lowest  a/b', 'lowest a/ b'])
+def test_another_form_of_the_best_checkpoint_is_answered_with_an_example(text):
+  with pytest.raises(UserError, match='write it like .lowest validation/loss. or'):
+    parse_best(text)
+
+
+@pytest.mark.parametrize('key', CHOICES)
+def test_a_word_that_a_key_does_not_know_is_answered_with_the_nearest_when_the_config_is_read(key):
+  config = ConfigDict({'section': 1}) if '.' not in key else ConfigDict()
+  *sections, leaf = key.split('.')
+  inner = config
+  for section in sections:
+    inner[section] = ConfigDict()
+    inner = inner[section]
+  word = CHOICES[key][0]
+  inner[leaf] = word
+  check(config)
+  inner[leaf] = word[:-1] + '~'
+  with pytest.raises(UserError, match=f'^{key} is .*did you mean .* It is one of {word}, '):
+    check(config)
