@@ -46,9 +46,10 @@ def test_the_best_checkpoint_is_said_in_two_words(text, expected):
   assert parse_best(text) == expected
 
 
-@pytest.mark.parametrize('text', ['', 'validation/loss', 'best validation/loss', 'lowest loss', 'lowest  a/b', 'lowest a/ b'])
+@pytest.mark.parametrize('text', [
+  '', 'validation/loss', 'best validation/loss', 'lowest loss', 'lowest  a/b', 'lowest a/ b'])
 def test_another_form_of_the_best_checkpoint_is_answered_with_an_example(text):
-  with pytest.raises(UserError, match='write it like .lowest validation/loss. or'):
+  with pytest.raises(UserError, match=r'write it like .lowest validation/loss. or'):
     parse_best(text)
 
 
@@ -64,5 +65,5 @@ def test_a_word_that_a_key_does_not_know_is_answered_with_the_nearest_when_the_c
   inner[leaf] = word
   check(config)
   inner[leaf] = word[:-1] + '~'
-  with pytest.raises(UserError, match=f'^{key} is .*did you mean .* It is one of {word}, '):
+  with pytest.raises(UserError, match=rf'^{key} is .*did you mean .* It is one of {word}, '):
     check(config)
