@@ -98,8 +98,3 @@ def test_a_division_is_in_float64_and_gives_a_float():
 
 def test_a_weight_of_zero_divides_to_nan():
   assert np.isnan(metrics.divide({'loss': (np.float32(0.0), np.float32(0.0))})['loss'])
-
-
-def test_a_count_is_its_sum_and_not_a_mean():
-  totals = metrics.add({'num_corrupt': (2.0, 8.0)}, {'num_corrupt': (0.0, 6.0)})
-  assert metrics.divide(totals) == {'num_corrupt': 2.0}

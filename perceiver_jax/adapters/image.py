@@ -69,7 +69,7 @@ def normalised(image: Array, kind: str) -> Array:
     return image / 127.5 - 1.0
   if kind == 'imagenet':
     return (image - 255 * IMAGENET_MEAN) / (255 * IMAGENET_STD)
-  raise UserError(f"stem.normalisation is 'symmetric' or 'imagenet', not {kind!r}")
+  raise ValueError(f"stem.normalisation is 'symmetric' or 'imagenet', not {kind!r}")
 
 
 def _stem(image: jax.Array, stem: ConfigDict, is_training: bool) -> Array:
@@ -81,7 +81,7 @@ def _stem(image: jax.Array, stem: ConfigDict, is_training: bool) -> Array:
     return hk.Conv2D(stem.channels, 1, name='stem')(as_parameters(image))
   if stem.kind == 'conv':
     return ConvStem(stem.channels, stem.padding)(as_parameters(image), is_training=is_training)
-  raise UserError(f"model.stem.kind is 'pixels', 'patches', 'conv1x1' or 'conv', not {stem.kind!r}")
+  raise ValueError(f"model.stem.kind is 'pixels', 'patches', 'conv1x1' or 'conv', not {stem.kind!r}")
 
 
 def as_parameters(image: Array) -> jax.Array:
@@ -102,7 +102,7 @@ class ConvStem(hk.Module):
     """
     super().__init__(name=name)
     if padding not in ('same', 'symmetric'):
-      raise UserError(f"stem.padding is 'same' or 'symmetric', not {padding!r}")
+      raise ValueError(f"stem.padding is 'same' or 'symmetric', not {padding!r}")
     self.num_channels = num_channels
     self.is_symmetric = padding == 'symmetric'
 

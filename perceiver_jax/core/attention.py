@@ -53,7 +53,7 @@ def attend(
     'zero'.
   """
   if masked_rows not in ('zero', 'mean'):
-    raise UserError(f"masked_rows is 'zero' or 'mean', not {masked_rows!r}")
+    raise ValueError(f"masked_rows is 'zero' or 'mean', not {masked_rows!r}")
   if masked_rows == 'mean':
     query_mask = None
   elif valid is not None:
@@ -237,7 +237,7 @@ class Mlp(hk.Module):
     """widening: hidden channels per input channel. gelu: 'tanh', the authors' approximation, or 'exact'."""
     super().__init__(name=name)
     if gelu not in ('tanh', 'exact'):
-      raise UserError(f"gelu is 'tanh' or 'exact', not {gelu!r}")
+      raise ValueError(f"gelu is 'tanh' or 'exact', not {gelu!r}")
     self.widening = widening
     self.is_approximate = gelu == 'tanh'
 

@@ -153,7 +153,7 @@ def _arrange(num_cross_attends: int, num_blocks: int, arrangement: str) -> list[
   if arrangement == 'start':
     return [0] * (num_cross_attends - 1) + [num_blocks]
   if arrangement != 'interleaved':
-    raise UserError(f"cross-attends are 'interleaved' or at the 'start', not {arrangement!r}")
+    raise ValueError(f"cross-attends are 'interleaved' or at the 'start', not {arrangement!r}")
   if num_blocks % num_cross_attends:
     raise UserError(f'{num_cross_attends} interleaved cross-attends do not divide {num_blocks} blocks')
   return [num_blocks // num_cross_attends] * num_cross_attends
@@ -169,7 +169,7 @@ def _rematerialised(
     return hk.remat(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
   if remat == 'layers':
     return hk.remat(layer)
-  raise UserError(f"remat is 'none', 'dots' or 'layers', not {remat!r}")
+  raise ValueError(f"remat is 'none', 'dots' or 'layers', not {remat!r}")
 
 
 def _repeat(

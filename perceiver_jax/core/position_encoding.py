@@ -44,7 +44,7 @@ def frequencies(num_bands: int, max_resolution: int, spacing: str = 'linear') ->
     return jnp.linspace(1.0, max_resolution / 2, num_bands)
   if spacing == 'log':
     return jnp.geomspace(1.0, max_resolution / 2, num_bands)
-  raise UserError(f"position spacing is 'linear' or 'log', not {spacing!r}")
+  raise ValueError(f"position spacing is 'linear' or 'log', not {spacing!r}")
 
 
 def fourier_features(

@@ -101,11 +101,11 @@ def test_another_kind_of_position_is_the_users_mistake():
 
 
 def test_a_stem_of_another_kind_or_an_image_of_another_rank_is_the_users_mistake():
-  with pytest.raises(UserError, match=r"model.stem.kind is .* not 'convnet'"):
+  with pytest.raises(ValueError, match=r"model.stem.kind is .* not 'convnet'"):
     _inputs(IMAGE, stem=_stem('convnet'))
-  with pytest.raises(UserError, match=r"stem\.padding is 'same' or 'symmetric', not 'valid'"):
+  with pytest.raises(ValueError, match=r"stem\.padding is 'same' or 'symmetric', not 'valid'"):
     hk.transform_with_state(lambda image: ConvStem(4, 'valid')(image, is_training=True)).init(None, IMAGE)
-  with pytest.raises(UserError, match=r"stem.normalisation is .* not 'whitened'"):
+  with pytest.raises(ValueError, match=r"stem.normalisation is .* not 'whitened'"):
     _inputs(IMAGE, stem=_stem(normalisation='whitened'))
   with pytest.raises(UserError, match=r'an image is \[batch, height, width, channels\], not \[3, 4, 2\]'):
     _inputs(IMAGE[0])

@@ -86,7 +86,7 @@ def test_a_vit_is_torchs_pre_norm_encoder_on_patches_and_a_class_token():
 
 def test_resnet20_is_nineteen_convolutions_and_a_linear():
   params, state, logits = _ours(lambda pixels, is_training: resnet20(
-    pixels, NUM_CLASSES, is_training=is_training), PIXELS)
+    pixels, NUM_CLASSES, None, is_training=is_training), PIXELS)
 
   def convolve(x, conv, norm, stride=1):
     kernel = _tensor(params[conv]['w']).permute(3, 2, 0, 1)

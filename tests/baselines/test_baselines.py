@@ -14,14 +14,15 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import imagenet
+from perceiver_jax.baselines import BACKBONES
 from perceiver_jax.baselines.pixels import pixel_grid
 from perceiver_jax.config import overrides
+from perceiver_jax.config.values import check
 from perceiver_jax.core.position_encoding import fourier_features
 from perceiver_jax.data.permutation import permutation, permute_pixels
 from perceiver_jax.inference import model as inference
 from perceiver_jax.runs import weights
 from perceiver_jax.tasks import image_classification
-from perceiver_jax.tasks.image_classification import BASELINES
 from perceiver_jax.training import experiment, loop
 from perceiver_jax.types import UserError
 from tests.core.test_attention import compiled, randomise
@@ -177,7 +178,7 @@ def test_without_positions_a_transformer_sees_a_bag_of_pixels():
 # Computing.
 
 
-@pytest.mark.parametrize('backbone', BASELINES)
+@pytest.mark.parametrize('backbone', BACKBONES)
 def test_logits_come_with_nothing_captured(backbone):
   config = _tiny(backbone)
   run = functools.partial(_transformed(config, is_training=False).apply, capture=True)
@@ -195,7 +196,7 @@ def test_the_loss_has_a_gradient_by_every_parameter(backbone):
 
   def loss(params):
     outputs, _ = apply(params, state, None, BATCH)
-    return task.loss(outputs, BATCH)[0]
+    return task.measure(outputs, BATCH)['loss'][0]
 
   gradients = compiled(jax.grad(loss))(params)
   # A bias of all keys adds the same to all logits of a query: it has none but rounding.
@@ -282,14 +283,15 @@ def test_a_variant_trains_through_the_loop_to_a_picture_and_can_be_used(variant,
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
-  ({'model.backbone': 'resnet'}, r"model.backbone is 'perceiver' or one of resnet50, .*transformer, not 'resnet'"),
+  ({'model.backbone': 'resnet'}, r"model.backbone is 'resnet'; did you mean .* one of perceiver, resnet50, .*transformer"),
   ({'model.stem.kind': 'conv'}, r"model.backbone='vit' reads pixels: it has no stem.kind='conv'"),
-  ({'model.position.kind': 'sines'}, r"model.position.kind is .* not 'sines'"),
+  ({'model.position.kind': 'sines'}, r"model.position.kind is 'sines'.* It is one of fourier"),
   ({'model.stem.patch_size': 3}, r'patches of 1 x 3 x 3 do not divide \[1, 16, 16, 21\]'),
   ({'model.num_self_heads': 3}, r'3 heads do not divide qk_channels = 16'),
 ])
 def test_a_baseline_that_cannot_be_made_is_the_users_mistake(changes, message):
   with pytest.raises(UserError, match=message):
+    check(_tiny('vit', **changes))
     _shapes(_tiny('vit', **changes))
 
 

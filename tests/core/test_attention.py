@@ -233,7 +233,7 @@ def test_the_exact_gelu_bends_by_the_error_function():
   bent = hidden * 0.5 * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2)))
   expected = bent @ params['mlp/output']['w'] + params['mlp/output']['b']
   np.testing.assert_allclose(apply(params, None, x), expected, rtol=1e-11, atol=1e-11)
-  with pytest.raises(UserError, match=r"gelu is 'tanh' or 'exact', not 'relu'"):
+  with pytest.raises(ValueError, match=r"gelu is 'tanh' or 'exact', not 'relu'"):
     build(lambda x: Mlp(gelu='relu')(x), x)
 
 
@@ -261,7 +261,7 @@ def test_a_masked_row_may_read_the_mean_of_all_values():
   np.testing.assert_allclose(outputs[:1], expected, rtol=1e-12)
   np.testing.assert_allclose(outputs[1], np.broadcast_to(value[1].mean(0).reshape(-1), (3, 8)), rtol=1e-12)
   np.testing.assert_allclose(weights[1], 0.2)
-  with pytest.raises(UserError, match=r"masked_rows is 'zero' or 'mean', not 'nan'"):
+  with pytest.raises(ValueError, match=r"masked_rows is 'zero' or 'mean', not 'nan'"):
     attend(query, key, value, masked_rows='nan')
 
 

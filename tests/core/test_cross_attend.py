@@ -68,7 +68,7 @@ def test_shapes_that_do_not_fit_are_the_users_mistake(attention_impl):
 
 def test_a_path_that_there_is_not_is_the_users_mistake():
   for function in (_encoded, _decoded):
-    with pytest.raises(UserError, match="attention is 'auto', 'dense', 'factored' or 'chunked', not 'facotred'"):
+    with pytest.raises(ValueError, match="attention_impl is 'auto', 'dense', 'factored' or 'chunked', not 'facotred'"):
       function('facotred')
 
 

@@ -182,7 +182,7 @@ def test_an_arrangement_that_cannot_be_is_the_users_mistake():
   run = lambda **settings: jax.eval_shape(_transformed({**IO, **settings}).init, jax.random.key(0), FEATURES)
   with pytest.raises(UserError, match=r'3 interleaved cross-attends do not divide 8 blocks'):
     run(num_cross_attends=3, num_blocks=8)
-  with pytest.raises(UserError, match=r"'interleaved' or at the 'start', not 'end'"):
+  with pytest.raises(ValueError, match=r"'interleaved' or at the 'start', not 'end'"):
     run(arrangement='end')
 
 
@@ -331,7 +331,7 @@ def test_the_more_is_computed_again_the_less_memory_is_needed():
 
 
 def test_a_remat_that_there_is_not_is_the_users_mistake():
-  with pytest.raises(UserError, match=r"remat is 'none', 'dots' or 'layers', not 'some'"):
+  with pytest.raises(ValueError, match=r"remat is 'none', 'dots' or 'layers', not 'some'"):
     jax.eval_shape(_transformed(IO, remat='some').init, jax.random.key(0), FEATURES)
 
 

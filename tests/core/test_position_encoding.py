@@ -157,7 +157,7 @@ def test_an_encoding_that_is_an_array_is_joined_already():
 
 
 def test_positions_that_make_no_sense_are_the_users_mistake():
-  with pytest.raises(UserError, match=r"'linear' or 'log', not 'cubic'"):
+  with pytest.raises(ValueError, match=r"'linear' or 'log', not 'cubic'"):
     frequencies(3, 8, 'cubic')
   with pytest.raises(UserError, match=r'coordinates \(5, 3\) have 3 axes, but max_resolution \(4, 8\) has 2'):
     fourier_features(jnp.zeros((5, 3)), 3, (4, 8))

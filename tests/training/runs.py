@@ -63,9 +63,9 @@ def of_batches(
 
     def prepare(record: int, *, random: np.random.Generator, position: int, step: int) -> dict[str, np.ndarray]:
       number, row = divmod(position, size)
-      if row == 0:
-        made.update(make(split, number, size))
-      return {name: made[name][row] for name in spec}
+      if row == 0 or number not in made:    # made anew in each evaluation, and by several threads at once
+        made[number] = make(split, number, size)
+      return {name: made[number][name][row] for name in spec}
 
     return Dataset(Numbers(size if is_training else 2 * size), spec, prepare)
 

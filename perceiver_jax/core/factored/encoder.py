@@ -80,9 +80,9 @@ def _kind(inputs: InputArray) -> str:
 
 
 def check_word(attention_impl: str) -> None:
-  """Raises UserError for a path that there is not."""
+  """Raises ValueError for an unknown path."""
   if attention_impl not in ('auto', 'dense', 'factored', 'chunked'):
-    raise UserError(f"attention is 'auto', 'dense', 'factored' or 'chunked', not {attention_impl!r}")
+    raise ValueError(f"attention_impl is 'auto', 'dense', 'factored' or 'chunked', not {attention_impl!r}")
 
 
 def absorbed(query: Array, inputs: InputArray | Pack, norm_scale: Array, key: Array, path: str) -> jax.Array:

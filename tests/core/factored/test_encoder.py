@@ -288,7 +288,7 @@ def test_a_large_grid_is_factored_and_what_has_no_factors_goes_in_chunks():
 def test_only_a_whole_grid_can_be_factored():
   with pytest.raises(UserError, match='needs positions on a whole Fourier grid, each cell once'):
     _choice('factored', positions=np.zeros((64 * 64, 8)))
-  with pytest.raises(UserError, match="attention is 'auto', 'dense', 'factored' or 'chunked', not 'flash'"):
+  with pytest.raises(ValueError, match="attention_impl is 'auto', 'dense', 'factored' or 'chunked', not 'flash'"):
     _choice('flash')
 
 
