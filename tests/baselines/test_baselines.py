@@ -283,7 +283,7 @@ def test_a_variant_trains_through_the_loop_to_a_picture_and_can_be_used(variant,
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
-  ({'model.backbone': 'resnet'}, r"model.backbone is 'resnet'; did you mean .* one of perceiver, resnet50, .*transformer"),
+  ({'model.backbone': 'resnet'}, r"model.backbone is 'resnet'; did you mean .* perceiver, resnet50, .*transformer"),
   ({'model.stem.kind': 'conv'}, r"model.backbone='vit' reads pixels: it has no stem.kind='conv'"),
   ({'model.position.kind': 'sines'}, r"model.position.kind is 'sines'.* It is one of fourier"),
   ({'model.stem.patch_size': 3}, r'patches of 1 x 3 x 3 do not divide \[1, 16, 16, 21\]'),
