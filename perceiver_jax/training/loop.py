@@ -170,6 +170,8 @@ def _take_steps(run: Run, state: TrainState, extras: dict, profile_steps: int) -
         if values is not None:
           run.workdir.write(step, values)
           progress.say(f'step {step}: {summary(values)}')
+          if (best := parse_best(config.checkpoint.best)) and best[1] not in values:
+            logging.warning('checkpoint.best: %s was not measured; there are %s', best[1], ', '.join(values))
       is_ending = run.is_ending()
       # Every evaluated step is saved, or the best could not be kept.
       is_new = step > first and (due(step, config.checkpoint.every_steps, last) or is_ending)

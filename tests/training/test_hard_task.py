@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -158,6 +159,14 @@ def test_the_figures_of_a_run_are_those_of_its_evaluation_on_any_batch_size(work
 
 def test_two_splits_are_kept_in_config_json_and_change_what_is_evaluated(workdir):
   assert json.loads((workdir / 'config.json').read_text())['eval']['splits'] == ['short', 'long']
+
+
+def test_a_best_figure_that_no_score_is_called_is_warned_of_at_the_first_evaluation(tmp_path, monkeypatch, caplog):
+  monkeypatch.setattr(logging.getLogger('absl'), 'propagate', True)
+  config = _config(**{'num_steps': 1, 'optimizer.warmup_steps': 0})
+  config.checkpoint.best = 'highest short/spaerman'
+  assert loop.train(config, str(tmp_path / 'run'), TASK) == 0
+  assert 'checkpoint.best: short/spaerman was not measured; there are short/loss' in caplog.text
 
 
 @pytest.mark.parametrize('experiment', ['masked_lm', 'optical_flow'])
