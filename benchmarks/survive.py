@@ -26,6 +26,7 @@ import numpy as np
 from perceiver_jax.config.saved import load_config
 from perceiver_jax.runs.checkpoint import Checkpoints, saved_steps
 from perceiver_jax.runs.log import read_history
+from perceiver_jax.runs.workdir import FINISHED_MARK
 from perceiver_jax.tasks import image_classification
 from perceiver_jax.training.experiment import build
 from perceiver_jax.types import TrainState
@@ -179,7 +180,7 @@ def check_start(workdir: Path, ended: Ended, newest: int) -> None:
 
 def _exit_codes(fault: Fault, workdir: Path) -> tuple[int, ...]:
   """What the process may end with. One that has written its last line no longer listens to SIGTERM."""
-  has_finished = any('test/loss' in line for line in read_history(str(workdir)))
+  has_finished = any(FINISHED_MARK in line for line in read_history(str(workdir)))
   return (75,) if fault.signal == signal.SIGTERM and not has_finished else (-fault.signal,)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from perceiver_jax.config import overrides
+from perceiver_jax.data import pipeline
 from perceiver_jax.processes import parallel
 from perceiver_jax.tasks import image_classification
 from perceiver_jax.training.experiment import build
@@ -54,7 +55,8 @@ def _uneven(batch, step: int):
 
 
 def _batches(task):
-  batches = task.batches('train', batch_size=BATCH_SIZE, is_training=True)
+  dataset = task.dataset('train', is_training=True)
+  batches = pipeline.batches(dataset, 'train', batch_size=BATCH_SIZE, is_training=True)
   return [_uneven(next(batches), step) for step in range(NUM_STEPS)]
 
 
@@ -80,7 +82,7 @@ def _directly() -> dict[str, np.ndarray]:
   model = hk.without_apply_rng(hk.transform(task.forward))
 
   def mean_loss(params, batch):
-    total, weight = task.loss(model.apply(params, batch, is_training=True), batch)
+    total, weight = task.measure(model.apply(params, batch, is_training=True), batch)['loss']
     return total / weight
 
   gradient = jax.jit(jax.grad(mean_loss))
