@@ -79,7 +79,7 @@ def _start_of(workdir: pathlib.Path) -> Any:
   config = load_config(workdir)
   template = jax.eval_shape(build(config, image_classification.make(config)).init)
   keep = config.checkpoint
-  with Checkpoints(workdir / 'checkpoints', keep_last=keep.keep_last, best_metric=keep.best_metric) as checkpoints:
+  with Checkpoints(workdir / 'checkpoints', keep_last=keep.keep_last, best=keep.best) as checkpoints:
     return checkpoints.restore(1, template)[0]
 
 
@@ -143,7 +143,7 @@ def test_a_run_has_the_same_figures_by_its_workdir_as_a_model_and_converted(tune
 def test_a_model_is_evaluated_on_the_data_of_its_config_and_on_other_data(tuned, tmp_path, capsys):
   """The pictures of the test split alone, in a folder that says so, have the figures of the test split."""
   config = load_config(tuned.released)
-  source = images.load(config.data, 'test')
+  source = images.load(config.data, 'test', is_training=False).source
   for index in range(len(source)):
     picture = pathlib.Path(source.name(index))
     for split in ('train', 'validation', 'test'):

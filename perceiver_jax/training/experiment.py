@@ -31,6 +31,8 @@ from perceiver_jax.types import Batch, Mean, Spec, Task, TrainState, UserError, 
 if TYPE_CHECKING:
   from perceiver_jax.data.dataset import Dataset
 
+NUM_TRIED = 3                               # examples with which a task's functions are traced
+
 _FAULTS = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
@@ -100,7 +102,7 @@ def open_split(config: ConfigDict, task: Task, split: str, *, is_training: bool)
 
 def _trace(config: ConfigDict, task: Task, spec: Spec, is_training: bool) -> None:
   """Raises UserError where the task's functions fail on a batch of these shapes, or return no means."""
-  model, size = hk.transform_with_state(task.forward), 2
+  model, size = hk.transform_with_state(task.forward), NUM_TRIED
 
   def run(batch: Batch) -> tuple[Any, Any]:
     params, state = model.init(jax.random.key(config.seed), with_typed_keys(blank_batch(task.inputs, size)),

@@ -83,7 +83,8 @@ class Progress:
     """
     now, num_steps = time.monotonic(), step - self._step
     measured = {name.removeprefix('train/'): value for name, value in values.items()}
-    words = [f'{name} {value:.4g}' for name, value in measured.items() if name not in STEP_FIGURES]
+    names = sorted(measured.keys() - STEP_FIGURES, key=lambda name: (name != 'loss', name))
+    words = [f'{name} {measured[name]:.4g}' for name in names]
     rates, eta = {}, []
     if num_steps:
       seconds_per_step = (now - self._time) / num_steps

@@ -290,7 +290,7 @@ def test_a_released_name_reads_the_authors_file_at_full_size(tmp_path, capsys):
   assert len(predictor.predict.keywords['class_names']) == 700
   logits = predictor.logits(
     video=np.zeros((1, 16, 224, 224, 3), np.uint8), audio=np.zeros((1, 30_720), np.float32),
-    label=np.zeros((1, 700), np.float32), video_points=np.arange(3), audio_points=np.arange(2))
+    label=np.zeros((1, 700), np.float32), video_points=np.arange(3)[None], audio_points=np.arange(2)[None])
   assert {name: x.shape for name, x in logits.items()} == {'video': (1, 3, 3), 'audio': (1, 32), 'label': (1, 700)}
 
 

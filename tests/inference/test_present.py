@@ -139,7 +139,7 @@ def test_a_flow_of_nothing_has_no_sign(files):
 def test_a_terminal_that_cannot_show_an_answer_shows_it_in_escapes(models):
   environment = {**os.environ, 'PYTHONIOENCODING': 'ascii:strict', 'PYTHONPATH': str(ROOT)}
   process = subprocess.run(
-    [sys.executable, '-m', 'perceiver_jax.predict', f'--model={models}/text', 'ü [x] 本'], env=environment,
+    [sys.executable, '-m', 'perceiver_jax', 'predict', f'--model={models}/text', 'ü [x] 本'], env=environment,
     capture_output=True, text=True, check=False)
   assert process.returncode == 0, process.stderr
   assert process.stdout.startswith('\\xfc ') and '\\u672c\n' in process.stdout

@@ -35,7 +35,7 @@ TRAIN, EVAL = [str(ROOT / 'train.py')], [str(ROOT / 'eval.py')]
 
 
 def _accident(what: str, split: str, step: int) -> list[str]:
-  return [str(pathlib.Path(__file__).with_name('accidents.py')), what, split, str(step), '0']
+  return [str(pathlib.Path(__file__).parents[1] / 'training' / 'accidents.py'), what, split, str(step), '0']
 
 
 def _together(
