@@ -1,4 +1,4 @@
-"""README's example task through every command: as a module of the user's, and as a file of ours (law 10)."""
+"""Runs the example of docs/adding_a_task.md through every command, as a user's module and as our file (law 10)."""
 
 from __future__ import annotations
 

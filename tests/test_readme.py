@@ -20,8 +20,6 @@ from perceiver_jax.commands.train import train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / 'README.md').read_text()
-
-
 PAGES = [README, *(path.read_text() for path in sorted((ROOT / 'docs').glob('*.md')))]
 OPERATIONS = (ROOT / 'docs' / 'operations.md').read_text()
 
@@ -40,7 +38,8 @@ def _commands() -> list[str]:
 
 def _files() -> dict[str, str]:
   """The Python blocks that follow a file's name in backquotes."""
-  return dict(re.findall(r'`((?:mytasks|configs)/[\w/]+\.py)`:\n\n```python\n(.*?)```', README, re.DOTALL))
+  file = r'`((?:mytasks|configs)/[\w/]+\.py)`:\n\n```python\n(.*?)```'
+  return dict(match for page in PAGES for match in re.findall(file, page, re.DOTALL))
 
 
 def example_files() -> dict[str, str]:
@@ -50,7 +49,7 @@ def example_files() -> dict[str, str]:
 
 @pytest.fixture
 def clone(tmp_path):
-  """A copy of the repository with the README's files in it, on one device."""
+  """A copy of the repository with the files that the pages show in it, on one device."""
   for name in ('perceiver_jax', 'configs'):
     shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns('__pycache__'))
   for name in ('train.py', 'eval.py'):
@@ -68,10 +67,14 @@ def _train(clone: pathlib.Path, *arguments: str) -> dict[str, float]:
   return json.loads((clone / 'run' / 'metrics.jsonl').read_text().splitlines()[-1])
 
 
-def test_the_readme_shows_commands_and_files():
+def test_the_pages_show_commands_and_files():
   assert len(_commands()) >= 4
   assert len(PAGES) >= 2
   assert set(_files()) == {'configs/flowers.py', 'mytasks/rings.py', 'configs/rings.py'}
+
+
+def test_the_readme_is_short():
+  assert len(README.splitlines()) <= 200
 
 
 @pytest.mark.parametrize('command', [command for command in _commands() if 'train.py' in command])
