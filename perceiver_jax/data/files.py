@@ -8,88 +8,64 @@
 from __future__ import annotations
 
 import os
-import re
-import struct
 import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image, ImageOps
 from scipy.io import wavfile
 
 from perceiver_jax.types import UserError
 
-# Of a picture, beside 2**24: far more than a photograph has, which is at 20 or fewer, or a drawing in two colours.
-_FREE_PIXELS, _PIXELS_PER_BYTE = 2**24, 1_000
-_MARKER = re.compile(rb'\xff+([^\x00\xff])', re.DOTALL)
+# A photograph has at most 20 pixels per byte; a drawing in two colours more, but few pixels.
+FREE_PIXELS, PIXELS_PER_BYTE = 2**24, 1_000
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-  """Reads a picture, [H, W, 3] uint8. Raises UserError for a file that is none, or has too many pixels."""
+  """Reads a picture of any kind that Pillow reads, [H, W, 3] uint8.
+
+  Raises UserError for a file that cannot be read, is no picture, or has too many pixels.
+  """
   try:
-    content = Path(path).read_bytes()
-    _check_claim(path, content)
-    if content.startswith(b'\x89PNG'):
-      _check_chunks(path, content)
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
-  except OSError as error:
-    raise UserError(f'cannot read {path}: {error.strerror}') from error
-  except cv2.error:                         # an empty file, or too many pixels
-    image = None
-  if image is None:
-    raise UserError(f'cannot read {path}: it is broken, no picture, or one of more pixels than 2 ** 27')
-  return image
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')       # of what Pillow mends, and of sizes, which are checked below
+      with Image.open(path) as image:
+        _check_size(path, image)
+        return pixels(image)
+  except UserError:
+    raise
+  except Exception as error:                # Pillow trips over broken files in many ways
+    reason = getattr(error, 'strerror', None) or f'it is broken, or no picture ({error})'
+    raise UserError(f'cannot read {path}: {reason}') from error
 
 
-def _check_claim(path: str | os.PathLike, content: bytes) -> None:
-  """Raises UserError for a picture of a few bytes that claims to be large: OpenCV would make it so, grey or black."""
+def pixels(image: Image.Image) -> np.ndarray:
+  """Returns the pixels of a PIL image, [H, W, 3] uint8, upright; transparency is left out.
+
+  Raises UserError for an image of floats, or of integers of 32 bits.
+  """
+  upright = _upright(image)
+  if upright.mode.startswith('I;16'):
+    return np.repeat((np.asarray(upright) >> 8).astype(np.uint8)[..., None], 3, axis=-1)
+  if upright.mode[0] in 'IF':
+    raise UserError(f'a picture of mode {image.mode!r} has no range that is known: save it with 8 or 16 bits')
+  return np.asarray(upright.convert('RGB'))
+
+
+def _upright(image: Image.Image) -> Image.Image:
   try:
-    width, height = _claimed_size(content)
-  except struct.error:                      # it is cut; OpenCV will say so
-    return
-  if width * height > _FREE_PIXELS + _PIXELS_PER_BYTE * len(content):
+    return ImageOps.exif_transpose(image)
+  except Exception:                         # a broken note about the camera; if pixels are broken too, they will tell
+    return image
+
+
+def _check_size(path: str | os.PathLike, image: Image.Image) -> None:
+  """Raises UserError for a file of a few bytes that claims to be a large picture."""
+  num_bytes = Path(path).stat().st_size
+  if image.width * image.height > FREE_PIXELS + PIXELS_PER_BYTE * num_bytes:
     raise UserError(f'cannot read {path}: it is broken, or made to harm: '
-                    f'it claims {width} x {height} pixels and has {len(content)} bytes')
-
-
-def _check_chunks(path: str | os.PathLike, content: bytes) -> None:
-  """Raises UserError for a PNG with a chunk that claims to go on behind its end: OpenCV would allocate all of it."""
-  place = 8
-  while place + 8 <= len(content) and content[place + 4:place + 8] != b'IEND':
-    place += 12 + struct.unpack_from('>I', content, place)[0]
-    if place > len(content):
-      raise UserError(f'cannot read {path}: it is broken, or cut short')
-
-
-def _claimed_size(content: bytes) -> tuple[int, int]:
-  """Width and height by the header of a JPEG, PNG, GIF or WebP file; (0, 0) of any other."""
-  if content.startswith(b'\x89PNG'):
-    return struct.unpack_from('>II', content, 16)
-  if content.startswith(b'GIF8'):
-    return struct.unpack_from('<HH', content, 6)
-  match content[:4] + content[8:16]:
-    case b'RIFFWEBPVP8X':
-      return 1 + int.from_bytes(content[24:27], 'little'), 1 + int.from_bytes(content[27:30], 'little')
-    case b'RIFFWEBPVP8L':
-      bits = int.from_bytes(content[21:25], 'little')
-      return 1 + bits % 2**14, 1 + (bits >> 14) % 2**14
-    case b'RIFFWEBPVP8 ':
-      width, height = struct.unpack_from('<HH', content, 26)
-      return width % 2**14, height % 2**14
-  return _claimed_size_of_jpeg(content) if content.startswith(b'\xff\xd8') else (0, 0)
-
-
-def _claimed_size_of_jpeg(content: bytes) -> tuple[int, int]:
-  """Returns the size of the frame, found as libjpeg does: it skips whatever stands between two segments."""
-  place = 2
-  while match := _MARKER.search(content, place):
-    marker, place = match[1][0], match.end()
-    if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # which are tables
-      height, width = struct.unpack_from('>HH', content, place + 3)
-      return width, height
-    if not (marker == 0x01 or 0xD0 <= marker <= 0xD8):               # which stand alone
-      place += struct.unpack_from('>H', content, place)[0]
-  return 0, 0
+                    f'it claims {image.width} x {image.height} pixels and has {num_bytes} bytes')
 
 
 def read_video(path: str | os.PathLike, num_frames: int, frames_per_second: float) -> np.ndarray:

@@ -109,9 +109,10 @@ def as_image(image: Any, what: str) -> np.ndarray:
     from perceiver_jax.data.files import read_image
 
     return read_image(image)
-  # The numbers of a PIL image may be those of a palette, or other colours; but its 16 bits it would cut off.
-  if hasattr(image, 'convert') and image.mode[0] not in 'IF':
-    image = image.convert('RGB')
+  if hasattr(image, 'convert'):
+    from perceiver_jax.data.files import pixels
+
+    return pixels(image)
   given = np.asarray(image)
   array = given[..., None] if given.ndim == 2 else given
   if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:

@@ -93,8 +93,9 @@ def test_frames_are_resized_one_by_one():
   (Image.fromarray(PICTURE[..., :2], 'LA'), PICTURE[..., [0, 0, 0]]),
   (Image.fromarray(PICTURE // 128 * 255).quantize(8), PICTURE // 128 * 255),
   (Image.fromarray(PICTURE[..., 0] > 127), (PICTURE[..., [0, 0, 0]] > 127) * 255),
+  (Image.fromarray(PICTURE[..., 0].astype(np.uint16) * 257), PICTURE[..., [0, 0, 0]]),
 ], ids=['array', 'grey', 'one channel', 'transparent', 'pil', 'pil grey', 'pil transparent',
-        'pil grey transparent', 'pil palette', 'pil black and white'])
+        'pil grey transparent', 'pil palette', 'pil black and white', 'pil 16 bits'])
 def test_pictures_of_every_kind_become_red_green_and_blue(image, expected):
   found = as_image(image, 'an image')
   assert found.dtype == np.uint8
@@ -106,7 +107,7 @@ def test_pictures_of_every_kind_become_red_green_and_blue(image, expected):
   (np.zeros((8, 8, 3), int), r'not int64'),
   (np.zeros((8, 8), np.uint16), r'not uint16'),
   (np.zeros((8, 8, 3), bool), r'not bool'),
-  (Image.fromarray(np.zeros((8, 8), np.uint16)), r'not uint16'),
+  (Image.fromarray(np.zeros((8, 8), np.float32)), r"mode 'F' has no range"),
   (np.zeros((3, 8, 8), np.uint8), r'an image is \[height, width, 3\], not \[3, 8, 8\]'),
   (np.zeros((1, 8, 8, 3), np.uint8), r'not \[1, 8, 8, 3\]'),
   (np.zeros(8, np.uint8), r'not \[8\]'),
