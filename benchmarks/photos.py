@@ -12,6 +12,7 @@ import shutil
 
 import cv2
 import numpy as np
+import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from perceiver_jax.data.order import generator
@@ -54,12 +55,11 @@ def write_set(directory: pathlib.Path, files: list[bytes]) -> None:
   write_records(path['validation'], records[:1])
   shutil.copy(path['train'], path['test'])
   sizes = [{'name': split, 'shardLengths': ['1' if split == 'validation' else str(len(files))]} for split in SPLITS]
-  kinds = {'image': 'Image', 'label': 'ClassLabel', 'file_name': 'Text'}
-  features = {name: {'pythonClassName': f'tensorflow_datasets.{kind}'} for name, kind in kinds.items()}
+  tfds.features.FeaturesDict({
+    'image': tfds.features.Image(), 'label': tfds.features.ClassLabel(names=['photo']),
+    'file_name': tfds.features.Text()}).save_config(directory)
   info = {'name': 'photos', 'version': '1.0.0', 'fileFormat': 'array_record', 'splits': sizes}
   (directory / 'dataset_info.json').write_text(json.dumps(info))
-  (directory / 'features.json').write_text(json.dumps({'featuresDict': {'features': features}}))
-  (directory / 'label.labels.txt').write_text('photo\n')
 
 
 def write_records(path: pathlib.Path, records: list[bytes]) -> None:
@@ -71,7 +71,7 @@ def write_records(path: pathlib.Path, records: list[bytes]) -> None:
 
 
 def example(**features: bytes | int) -> bytes:
-  """A tf.train.Example, integers being 0 to 127: see perceiver_jax/data/tf_example.py."""
+  """A tf.train.Example, integers being 0 to 127; odd ones too, which TFDS would not write."""
   entries = b''
   for name, value in features.items():
     kind, content = (1, value) if isinstance(value, bytes) else (3, bytes([value]))

@@ -6,7 +6,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS = {'train': 'train', 'eval': 'evaluate', 'predict': 'predict', 'convert': 'convert', 'plan': 'plan'}
+COMMANDS = {
+  'train': 'train', 'eval': 'evaluate', 'predict': 'predict', 'convert': 'convert', 'plan': 'plan',
+  'prepare_records': 'prepare_records'}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,8 +1,7 @@
 """Image classification sets of TensorFlow Datasets, stored as array_record: imagenet2012, cifar10, cifar100 and others.
 
 `--config.data.path=DIR/imagenet2012` is what `make imagenet DATA=DIR` builds, once, by TFDS's own code; docs/data.md
-tells how. Nothing here needs TensorFlow, nor TFDS: that would add some 200 MB (pyarrow alone is 170) to read a few JSON
-files, and records that array_record, which Grain brings, reads by itself.
+tells how. TFDS also reads it; neither needs TensorFlow for that.
 
   split        imagenet2012                     others (cifar10)
   train        train[10000:]   1,271,167        train but for what validation takes            45,000
@@ -28,23 +27,19 @@ One record, `load(config, 'train', is_training=False).source[0]`:
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
-import re
-import resource
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
+import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
+from perceiver_jax.data import tfds_directory
 from perceiver_jax.data.augmentation import CENTRAL_SHARE, augment_training, central_crop, resize
-from perceiver_jax.data.build import TARS
 from perceiver_jax.data.dataset import Dataset, Example, choose
 from perceiver_jax.data.images import decode
 from perceiver_jax.data.labelled_images import of_images
-from perceiver_jax.data.tf_example import parse
 from perceiver_jax.types import UserError
 
 MAX_HELD_OUT = 10_000                       # of train, for validation, as the authors' code does
@@ -52,63 +47,46 @@ MIN_DISTORTED = 64                          # px; RandAugment moves a picture by
 BORDER, GRAY = 4, 128                       # px, brightness: what a tiny picture is shifted in
 MAJOR_VERSIONS = {'imagenet2012': '5'}      # as the authors ask for; of other sets any version is read
 UNLABELLED = {'imagenet2012': 'test'}
-BLOCK = 2**16                               # bytes; an array_record file that was written to its end is of whole ones
-OTHER_FILES = 256                           # that a run has open beside the shards
-
-
-class Info(NamedTuple):
-  """Holds what dataset_info.json says."""
-
-  name: str
-  shards: dict[str, list[int]]              # {TFDS split: the number of records in each of its files}
-  is_mixed: bool                            # whether the order of the records is that of a hash
 
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSource:
-  """A run of records of one TFDS split: `first` is where it starts there."""
+  """Reads the records of a part of a TFDS split, which starts at `first` there."""
 
-  records: ArrayRecordDataSource
+  records: Sequence[dict[str, Any]]         # 'image' is still encoded
   split: str
   first: int
-  num_records: int
   num_classes: int
   num_channels: int
 
   def __len__(self) -> int:
-    return self.num_records
+    return len(self.records)
 
   def __getitem__(self, index: int) -> Example:
-    data, label = self._features(index, {'image': bytes, 'label': int})
+    record = self._record(index)
+    label = record.get('label')
+    if not isinstance(record.get('image'), bytes) or not isinstance(label, int):
+      raise ValueError('it has no image or label')
     if not 0 <= label < self.num_classes:
       raise UserError(f'{self.name(index)} has the label {label}, of {self.num_classes} classes: '
                       f'is {self.split} a split without labels?')
     return {
-      'image': decode(data, self.num_channels),
+      'image': decode(record['image'], self.num_channels),
       'label': np.array(label, np.int32),
     }
 
   def name(self, index: int) -> str:
-    """The name of its file, where the set has kept it; else its place, as TFDS would write it: 'cifar10/train[17]'."""
+    """Returns the name of its file, where the set has kept it; else its place: 'cifar10/train[17]'."""
     try:
-      (name,) = self._features(index, {'file_name': bytes})
-      return str(name, 'utf-8')
-    except ValueError:                      # also of a record that cannot be read, which needs a name most of all
+      return self._record(index)['file_name'].decode()
+    except (ValueError, KeyError, AttributeError):  # a record that cannot be read needs a name most of all
       return f'{self.split}[{self.first + index}]'
 
-  def _features(self, index: int, kinds: dict[str, type]) -> list[Any]:
-    """The value of each; raises ValueError where there is not just one, of its kind."""
-    if not 0 <= index < self.num_records:
-      raise IndexError(f'{self.split} has {self.num_records} records here, and no {index}')
+  def _record(self, index: int) -> dict[str, Any]:
     try:
-      record = self.records[self.first + index]
-    except RuntimeError as error:           # a shard that was cut off, a flipped bit: array_record checks its sums
-      raise ValueError(str(error).splitlines()[0]) from error
-    features = parse(record, kinds)
-    lacking = [name for name, kind in kinds.items() if [type(value) for value in features.get(name, ())] != [kind]]
-    if lacking:
-      raise ValueError(f'it lacks {" and ".join(lacking)}, or has it in another form')
-    return [features[name][0] for name in kinds]
+      return self.records[index]
+    except Exception as error:              # a shard that was cut off, a flipped bit: TFDS trips in many ways
+      raise ValueError(str(error).partition('\n')[0]) from error
 
 
 def load(config: ConfigDict, split: str, *, is_training: bool) -> Dataset:
@@ -126,16 +104,19 @@ def load(config: ConfigDict, split: str, *, is_training: bool) -> Dataset:
   if config.num_channels not in (1, 3):
     raise UserError(f'config.data.num_channels is {config.num_channels}; images have 1 (gray) or 3 (RGB).')
   if config.path is None:
+    build = tfds_directory.how_to_build(pathlib.Path('DIR/imagenet2012'))
     raise UserError('The data set tfds_images needs the directory of a TFDS set: '
-                    f'set --config.data.path=DIR/imagenet2012. {_how_to_build(pathlib.Path("DIR/imagenet2012"))}')
-  directory = _directory(pathlib.Path(config.path).expanduser())
-  info = _read_info(directory)
-  _check_features(directory)
-  class_names = _class_names(directory, config.num_classes)
+                    f'set --config.data.path=DIR/imagenet2012. {build}')
+  directory = tfds_directory.find(pathlib.Path(config.path).expanduser())
+  builder = tfds_directory.open_directory(directory)
+  info = builder.info
+  _check_kind(directory, info)
+  class_names = _class_names(directory, info, config.num_classes)
   tfds_split, first, stop = choose(_splits(directory, info), split)
-  source = TfdsSource(
-    _open(directory, info.name, tfds_split, info.shards[tfds_split]), f'{info.name}/{tfds_split}', first, stop - first,
-    len(class_names), config.num_channels)
+  tfds_directory.check_files(directory, info, tfds_split)
+  records = builder.as_data_source(
+    f'{tfds_split}[{first}:{stop}]', decoders={'image': tfds.decode.SkipDecoding()})
+  source = TfdsSource(records, f'{info.name}/{tfds_split}', first, len(class_names), config.num_channels)
   size = config.image_size
   change = (lambda image, random: augment(image, size, random)) if is_training else (lambda image, _: view(image, size))
   return of_images(source, config, class_names, change)
@@ -167,97 +148,40 @@ def _shifted(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
   return part[:, ::-1] if generator.integers(2) else part
 
 
-def _directory(path: pathlib.Path) -> pathlib.Path:
-  """Returns the version below DIR/<name>; a directory of a version stays."""
-  if (path / 'dataset_info.json').is_file():
-    return path
-  if not path.is_dir():
-    raise UserError(f'config.data.path: there is no directory {path}. {_how_to_build(path)}')
-  versions = sorted(each for each in path.iterdir()
-                    if re.fullmatch(r'\d+\.\d+\.\d+', each.name) and (each / 'dataset_info.json').is_file())
-  if len(versions) > 1:
-    raise UserError(f'{path} holds {", ".join(each.name for each in versions)}: '
-                    f'set --config.data.path to one of them, {versions[-1]} for example.')
-  if not versions:
-    inside = sorted(each.parent.parent for each in path.glob('*/*/dataset_info.json'))
-    if inside:
-      raise UserError(f'config.data.path: {path} is not itself a data set of TFDS, but {inside[0]} inside it is one.')
-    unfinished = ', '.join(sorted(each.name for each in path.glob('incomplete.*')))
-    found = f'only what an interrupted build left: {unfinished}' if unfinished else 'no data set of TFDS'
-    built = path / 'imagenet2012' if any((path / tar).exists() for tar in TARS) else path
-    raise UserError(f'config.data.path: in {path} there is {found}. {_how_to_build(built)}')
-  return versions[0]
-
-
-def _how_to_build(path: pathlib.Path) -> str:
-  """Tells the command that makes DATA/NAME."""
-  data = path.parent
-  if path.name == 'imagenet2012':
-    return f'To build it: put {" and ".join(TARS)} into {data}, then make imagenet DATA={data} (see docs/data.md)'
-  return f'To build it: make imagenet NAME={path.name} DATA={data} (see docs/data.md)'
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    raise UserError(f'{path} cannot be read: {error}. Copy the directory again, whole.') from error
-
-
-def _read_info(directory: pathlib.Path) -> Info:
-  """Raises UserError for another version or format than is read here."""
-  info = _read_json(directory / 'dataset_info.json')
-  try:
-    name, version, file_format = str(info['name']), str(info['version']), info.get('fileFormat', 'tfrecord')
-    shards = {split['name']: [int(length) for length in split['shardLengths']] for split in info['splits']}
-  except (KeyError, TypeError, ValueError, AttributeError) as error:
-    raise UserError(f'{directory / "dataset_info.json"} is not one of TFDS: {error!r}.') from error
-  major = MAJOR_VERSIONS.get(name)
-  if major and version.partition('.')[0] != major:
-    raise UserError(f'{directory} is version {version} of {name}; {major}.*.* is needed. '
-                    f'{_how_to_build(directory.parent.parent / name)}')
-  if file_format != 'array_record':
-    raise UserError(f'{directory} is stored as {file_format}, which TensorFlow alone reads; array_record is needed. '
-                    f'{_how_to_build(pathlib.Path("ANOTHER_DIR") / name)}')
-  return Info(name, shards, not info.get('disableShuffling'))
-
-
-def _check_features(directory: pathlib.Path) -> None:
-  """Raises UserError for what is no image classification."""
-  path = directory / 'features.json'
-  try:
-    features = _read_json(path).get('featuresDict', {}).get('features', {})
-    kinds = {key: feature['pythonClassName'].rpartition('.')[2] for key, feature in features.items()}
-  except (KeyError, AttributeError) as error:
-    raise UserError(f'{path} is not one of TFDS: {error!r}.') from error
-  if (kinds.get('image'), kinds.get('label')) != ('Image', 'ClassLabel'):
-    shown = ', '.join(f'{key} ({kind})' for key, kind in sorted(kinds.items()))
+def _check_kind(directory: pathlib.Path, info: tfds.core.DatasetInfo) -> None:
+  """Raises UserError for what is no image classification, or has another version or format than is read here."""
+  major = MAJOR_VERSIONS.get(info.name)
+  if major and str(info.version).partition('.')[0] != major:
+    raise UserError(f'{directory} is version {info.version} of {info.name}; {major}.*.* is needed. '
+                    f'{tfds_directory.how_to_build(directory.parent.parent / info.name)}')
+  if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+    raise UserError(f'{directory} is stored as {info.file_format.value}; array_record is needed. To convert it: '
+                    f'python -m perceiver_jax prepare_records {directory} ANOTHER_DIR/{info.name}/{info.version}')
+  kinds = {key: type(feature) for key, feature in dict(info.features or {}).items()}
+  if (kinds.get('image'), kinds.get('label')) != (tfds.features.Image, tfds.features.ClassLabel):
+    shown = ', '.join(f'{key} ({kind.__name__})' for key, kind in sorted(kinds.items()))
     raise UserError(f'{directory} is no image classification: it has {shown or "no features"}; '
                     'it needs image (Image) and label (ClassLabel).')
 
 
-def _class_names(directory: pathlib.Path, num_classes: int) -> list[str]:
-  path = directory / 'label.labels.txt'
-  try:
-    names = path.read_text().splitlines()
-  except (OSError, ValueError) as error:
-    raise UserError(f'{path} cannot be read: {error}. Copy the directory again, whole.') from error
+def _class_names(directory: pathlib.Path, info: tfds.core.DatasetInfo, num_classes: int) -> list[str]:
+  names = info.features['label'].names or []
   if len(names) != num_classes:
     raise UserError(f'config.data.num_classes is {num_classes}, but {directory} has {len(names)} classes: '
                     f'set --config.data.num_classes={len(names)}.')
   return names
 
 
-def _splits(directory: pathlib.Path, info: Info) -> dict[str, tuple[str, int, int]]:
+def _splits(directory: pathlib.Path, info: tfds.core.DatasetInfo) -> dict[str, tuple[str, int, int]]:
   """Returns {split: (the TFDS split it comes from, where it starts there, where it stops)}."""
-  sizes = {split: sum(lengths) for split, lengths in info.shards.items()
-           if any(lengths) and split != UNLABELLED.get(info.name)}
+  sizes = {name: split.num_examples for name, split in info.splits.items()
+           if split.num_examples and name != UNLABELLED.get(info.name)}
   if 'train' not in sizes or not {'validation', 'test'} & set(sizes):
     raise UserError(f'{directory} has the splits {", ".join(sizes) or "none"}; '
                     'it needs train, and validation or test.')
   if {'validation', 'test'} <= set(sizes):
     return {split: (split, 0, sizes[split]) for split in ('train', 'validation', 'test')}
-  if not info.is_mixed:
+  if info.disable_shuffling:
     raise UserError(f'{directory} has no third split, and its records lie in the order of their source, not mixed: '
                     'no part of train can stand for the whole.')
   test = 'test' if 'test' in sizes else 'validation'
@@ -267,38 +191,3 @@ def _splits(directory: pathlib.Path, info: Info) -> dict[str, tuple[str, int, in
                     'it takes 10 to set a tenth of them aside.')
   return {'train': ('train', num_held_out, sizes['train']), 'validation': ('train', 0, num_held_out),
           'test': (test, 0, sizes[test])}
-
-
-def _size(path: pathlib.Path) -> int | None:
-  """Returns the size of a file [bytes], None where there is none."""
-  try:
-    return path.stat().st_size
-  except OSError:
-    return None
-
-
-def _refuse(directory: pathlib.Path, what: str, files: Sequence[str], num_files: int) -> None:
-  """Raises UserError where there are such files."""
-  if files:
-    others = f' and {len(files) - 1} more of its {num_files} files' if len(files) > 1 else ''
-    raise UserError(f'{directory} {what} {files[0]}{others}. Copy the directory again, whole.')
-
-
-def _open(directory: pathlib.Path, name: str, split: str, lengths: Sequence[int]) -> ArrayRecordDataSource:
-  """All records of a TFDS split; no file is opened before a record of it is asked for."""
-  files = [f'{name}-{split}.array_record-{shard:05}-of-{len(lengths):05}' for shard in range(len(lengths))]
-  sizes = [_size(directory / file) for file in files]
-  _refuse(directory, 'lacks', [file for file, size in zip(files, sizes, strict=True) if size is None], len(files))
-  cut_off = [file for file, size in zip(files, sizes, strict=True) if not size or size % BLOCK]
-  _refuse(directory, 'has only a part of', cut_off, len(files))
-  # A reader keeps its file open, and training visits them all: imagenet2012 has as many as a process may often open.
-  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-  wanted = len(files) + OTHER_FILES
-  if soft < wanted:
-    if hard < wanted:
-      raise UserError(f'{split} of {directory} has {len(files)} files, but a process may open {hard}: '
-                      f'raise that to {wanted} (ulimit -n {wanted}, by root).')
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-  # Told how many there are, it need not open the files to count.
-  return ArrayRecordDataSource([
-    f'{directory / file}[0:{length}]' for file, length in zip(files, lengths, strict=True)])

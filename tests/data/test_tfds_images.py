@@ -15,6 +15,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -27,7 +28,8 @@ from perceiver_jax.types import Field, UserError
 SPEC = {'image': Field((16, 16, 3), 'uint8'), 'label': Field((), 'int32')}
 CLASSES = ('n01440764', 'n01443537')
 GRAY, CMYK, BROKEN = 3, 4, 5                # places in imagenet2012's validation split
-KINDS = {'image': 'image_feature.Image', 'label': 'class_label_feature.ClassLabel', 'file_name': 'text_feature.Text'}
+KINDS = {
+  'image': tfds.features.Image(), 'label': tfds.features.ClassLabel(names=CLASSES), 'file_name': tfds.features.Text()}
 
 
 # Writing
@@ -54,13 +56,11 @@ def _write(directory: pathlib.Path, splits: dict[str, list[list[bytes]]], kinds=
   for split, shards in splits.items():
     for i, records in enumerate(shards):
       write_records(directory / f'{name}-{split}.array_record-{i:05}-of-{len(shards):05}', records)
-  features = {key: {'pythonClassName': f'tensorflow_datasets.core.features.{kind}'} for key, kind in kinds.items()}
-  (directory / 'features.json').write_text(json.dumps({'featuresDict': {'features': features}}))
+  tfds.features.FeaturesDict(kinds).save_config(directory)
   sizes = [{'name': split, 'shardLengths': [str(len(records)) for records in shards],
             'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'} for split, shards in splits.items()]
   info = {'name': name, 'version': directory.name, 'fileFormat': 'array_record', 'splits': sizes, **changes}
   (directory / 'dataset_info.json').write_text(json.dumps(info))
-  (directory / 'label.labels.txt').write_text(''.join(f'{each}\n' for each in CLASSES))
   return directory.parent
 
 
@@ -287,7 +287,6 @@ def test_a_config_trains_on_such_a_set_to_its_end_and_names_what_it_could_not_re
 PROGRAM = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 1000))
-sys.modules.update(tensorflow=None, tensorflow_datasets=None)  # to import them is now an error
 from ml_collections import ConfigDict
 from perceiver_jax.data import tfds_images
 config = ConfigDict({'path': sys.argv[1], 'image_size': 16, 'num_channels': 3, 'num_classes': 2})
@@ -295,7 +294,10 @@ source = tfds_images.load(config, 'train', is_training=False).source
 print(len({source[index]['label'].item() for index in range(len(source))}), len(source))
 del source
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 100))
-tfds_images.load(config, 'train', is_training=False).source
+try:
+  tfds_images.load(config, 'train', is_training=False)
+finally:
+  assert 'tensorflow' not in sys.modules
 """
 
 
@@ -350,7 +352,7 @@ def test_what_an_interrupted_build_left_is_no_data_set(tmp_path):
 def test_of_two_versions_one_is_to_be_chosen(tmp_path):
   path = _small(tmp_path)
   shutil.copytree(path / '3.0.2', path / '4.0.0')
-  assert f'holds 3.0.2, 4.0.0: set --config.data.path to one of them, {path / "4.0.0"}' in _error(_config(path))
+  assert f'holds 3.0.2, 4.0.0: choose one of them, {path / "4.0.0"}' in _error(_config(path))
 
 
 def test_another_version_of_imagenet_is_refused_and_of_other_sets_is_not(tmp_path):
@@ -359,15 +361,16 @@ def test_another_version_of_imagenet_is_refused_and_of_other_sets_is_not(tmp_pat
   assert len(tfds_images.load(_config(_small(tmp_path, version='2.0.1')), 'test', is_training=False).source) == 10
 
 
-def test_tfrecord_is_answered_with_the_command_that_builds_array_record(tmp_path):
+def test_tfrecord_is_answered_with_the_command_that_converts_it(tmp_path):
   message = _error(_config(_small(tmp_path, fileFormat='tfrecord')))
-  assert 'is stored as tfrecord, which TensorFlow alone reads; array_record is needed' in message
-  assert 'make imagenet NAME=cifar10 DATA=ANOTHER_DIR' in message
+  assert 'is stored as tfrecord; array_record is needed. To convert it: ' in message
+  assert 'python -m perceiver_jax prepare_records ' in message
+  assert message.endswith('/cifar10/3.0.2 ANOTHER_DIR/cifar10/3.0.2')
 
 
 @pytest.mark.parametrize('kinds, has', [
-  ({'clip': 'video_feature.Video', 'label': KINDS['label']}, 'it has clip (Video), label (ClassLabel); it needs image'),
-  ({'image': KINDS['image'], 'label': 'scalar.Scalar'}, 'it has image (Image), label (Scalar)'),
+  ({'text': tfds.features.Text(), 'label': KINDS['label']}, 'it has label (ClassLabel), text (Text); it needs image'),
+  ({'image': KINDS['image'], 'label': tfds.features.Scalar(np.int64)}, 'it has image (Image), label (Scalar)'),
   ({}, 'it has no features'),
 ])
 def test_what_is_no_image_classification_is_refused(tmp_path, kinds, has):
@@ -403,20 +406,37 @@ def test_a_link_to_a_file_that_is_gone_is_a_missing_file(tmp_path):
   assert f'lacks {shard.name}. Copy' in _error(_config(directory))
 
 
-@pytest.mark.parametrize('name', ['dataset_info.json', 'features.json', 'label.labels.txt'])
-def test_a_description_that_is_missing_or_broken_is_named(tmp_path, name):
+@pytest.mark.parametrize('name', ['dataset_info.json', 'features.json'])
+@pytest.mark.parametrize('content', [
+  b'{"name": "x", "featuresDict": {"features": {"image": {}}}}', b'{"featuresDict": 3}', b'[]', b'{', b'', b'\xff\xfe'])
+def test_a_broken_description_is_named(tmp_path, name, content):
   directory = _small(tmp_path) / '3.0.2'
-  (directory / name).write_text('{"name": "x", "featuresDict": {"features": {"image": {}}}}')
+  (directory / name).write_bytes(content)
   message = _error(_config(directory))
-  assert name in message or (name == 'label.labels.txt' and 'has 1 classes' in message)
-  if name != 'dataset_info.json':
-    (directory / name).unlink()
-    assert f'{directory / name} cannot be read' in _error(_config(directory))
-    (directory / name).write_bytes(b'\xff\xfe')
-    assert f'{directory / name} cannot be read' in _error(_config(directory))
-  else:
-    (directory / name).write_text('{')
-    assert f'{directory / name} cannot be read' in _error(_config(directory))
+  assert str(directory) in message and len(message) < 500
+
+
+def test_a_missing_description_is_named(tmp_path):
+  directory = _small(tmp_path) / '3.0.2'
+  (directory / 'features.json').unlink()
+  assert f'{directory / "features.json"} cannot be read' in _error(_config(directory))
+
+
+def test_classes_without_names_are_numbered(tmp_path):
+  directory = _small(tmp_path) / '3.0.2'
+  (directory / 'label.labels.txt').unlink()
+  assert tfds_images.load(_config(directory), 'test', is_training=False).class_names == ['0', '1']
+
+
+@pytest.mark.parametrize('place', ['top', 'inside'])
+def test_code_that_features_name_is_not_imported(tmp_path, monkeypatch, place):
+  directory = _small(tmp_path) / '3.0.2'
+  features = json.loads((directory / 'features.json').read_text())
+  (features if place == 'top' else features['featuresDict']['features']['label'])['pythonClassName'] = 'evil.Feature'
+  (directory / 'features.json').write_text(json.dumps(features))
+  (tmp_path / 'evil.py').write_text('raise SystemExit("imported")')
+  monkeypatch.syspath_prepend(tmp_path)
+  assert 'names code that is not of TFDS, evil.Feature' in _error(_config(directory))
 
 
 def test_another_number_of_classes_is_named(tmp_path):
@@ -431,17 +451,16 @@ def test_a_label_that_is_no_class_is_named(tmp_path):
     source[0]
 
 
-@pytest.mark.parametrize('features, lacking', [
-  ({'image': _jpeg(0)}, 'label'), ({'image': _jpeg(0), 'label': b'1'}, 'label'), ({'image': 1, 'label': 1}, 'image'),
-  ({}, 'image and label')])
-def test_a_record_without_what_it_should_have_counts_for_nothing(tmp_path, features, lacking):
+@pytest.mark.parametrize('features', [
+  {'image': _jpeg(0)}, {'image': _jpeg(0), 'label': b'dog'}, {'image': 1, 'label': 1}, {}])
+def test_a_record_without_what_it_should_have_counts_for_nothing(tmp_path, features):
   path = _small(tmp_path)
   odd, whole = example(file_name=7, **features), example(image=_jpeg(0), label=1)
   shutil.rmtree(path)
   source = _sources(_write(path / '3.0.2', {'train': [[whole] * 10], 'test': [[whole, odd]]}))['test']
   batch, = _batches(path, 'test', batch_size=2)
   assert batch['mask'].tolist() == [1, 0] and 'cifar10/test[1]' in pipeline.unreadable()
-  with pytest.raises(ValueError, match=f'it lacks {lacking}, or has it in another form'):
+  with pytest.raises(ValueError, match=r'image or label|parsing feature'):
     source[1]
 
 
