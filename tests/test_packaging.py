@@ -24,7 +24,7 @@ import perceiver_jax
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PYTHONS = ('3.11', '3.12', '3.13')
 PACKAGES = ('perceiver_jax', 'configs')            # in the clone; the wheel holds the first
-BASE = {'jax', 'dm-haiku', 'numpy'}
+BASE = {'chex', 'jax', 'dm-haiku', 'numpy'}
 
 
 def _requirements(name: str) -> list[Requirement]:
@@ -126,7 +126,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
   assert {name for name in wheel.namelist() if '.dist-info/' not in name} == ours
 
 
-def test_the_wheel_requires_three_libraries_by_lower_bounds_and_the_rest_by_extras(wheel):
+def test_the_wheel_requires_four_libraries_by_lower_bounds_and_the_rest_by_extras(wheel):
   metadata = _read(wheel, 'METADATA')
   required = [Requirement(line) for line in re.findall(r'^Requires-Dist: (.*)$', metadata, re.MULTILINE)]
   assert _names([each for each in required if each.marker is None]) == BASE

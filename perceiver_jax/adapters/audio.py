@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import chex
 import haiku as hk
 import jax
 
@@ -16,9 +17,8 @@ from perceiver_jax.types import Array, UserError
 
 
 def audio_patches(audio: Array, samples_per_patch: int) -> Array:
-  """Cuts audio [B, S] into patches [B, S / p, p]. Raises UserError if it has channels, or p does not divide S."""
-  if audio.ndim != 2:
-    raise UserError(f'audio is [batch, samples], of one channel, not {list(audio.shape)}')
+  """Cuts audio [B, S] into patches [B, S / p, p]. Raises UserError where p does not divide S."""
+  chex.assert_rank(audio, 2)
   batch_size, num_samples = audio.shape
   if num_samples % samples_per_patch:
     raise UserError(f'patches of {samples_per_patch} samples do not divide {num_samples} samples of audio')
@@ -58,15 +58,13 @@ def spectrogram_inputs(
   Returns:
     F * T elements, a frequency's times together; features [B, F * T, 1].
   """
-  if spectrogram.ndim != 3:
-    raise UserError(f'a spectrogram is [batch, frequencies, times], not {list(spectrogram.shape)}')
+  chex.assert_rank(spectrogram, 3)
   batch_size, *shape = spectrogram.shape
   return InputArray(spectrogram.reshape(batch_size, -1, 1), fourier_grid(shape, num_bands, max_resolution))
 
 
 def audio_from_patches(answers: jax.Array, samples_per_patch: int, name: str = 'audio_output') -> jax.Array:
   """Makes audio [B, n * p] of answers [B, n, C]: the samples of each patch by one trained linear."""
-  if answers.ndim != 3:
-    raise UserError(f'answers for audio are [batch, patches, channels], not {list(answers.shape)}')
+  chex.assert_rank(answers, 3)
   patches = hk.Linear(samples_per_patch, name=name)(answers)
   return patches.reshape(patches.shape[0], -1)

@@ -5,18 +5,18 @@ Shapes: B batch, M slots, F features of an entity, E channels of an answer.
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from perceiver_jax.core.input_array import InputArray
-from perceiver_jax.types import Array, UserError
+from perceiver_jax.types import Array
 
 
 def entity_inputs(entities: Array, valid: Array) -> InputArray:
   """Makes M elements without positions of entities [B, M, F], of which those with a non-zero `valid` [B, M] exist.
 
-  Unused slots hold zeros from here on: what was in them, were it NaN, reaches neither an answer nor a gradient. Raises
-  UserError if the shapes do not fit.
+  Unused slots hold zeros from here on: what was in them, were it NaN, reaches neither an answer nor a gradient.
   """
   return InputArray(_real(entities, valid), None, valid)
 
@@ -28,7 +28,6 @@ def pooled_entities(outputs: Array, valid: Array) -> jax.Array:
 
 
 def _real(x: Array, valid: Array) -> jax.Array:
-  if x.ndim != 3 or valid.shape != x.shape[:2]:
-    raise UserError(
-      f'entities are [batch, slots, channels] and valid is [batch, slots], not {list(x.shape)} and {list(valid.shape)}')
+  chex.assert_rank(x, 3)
+  chex.assert_shape(valid, x.shape[:2])
   return jnp.where((valid != 0)[..., None], x, 0)

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import chex
 import haiku as hk
 import jax.numpy as jnp
 
 from perceiver_jax.core.input_array import InputArray
 from perceiver_jax.core.position_encoding import FourierGrid, fourier_grid
-from perceiver_jax.types import Array, UserError
+from perceiver_jax.types import Array
 
 
 def frame_patches(frames: Array, patch_size: int = 3) -> Array:
   """Returns the square around every pixel, [B, 2, H, W, P] of frames [B, 2, H, W, C], with zeros outside the frame."""
-  if frames.ndim != 5 or frames.shape[1] != 2:
-    raise UserError(f'a pair of frames is [batch, 2, height, width, channels], not {list(frames.shape)}')
+  chex.assert_shape(frames, (None, 2, None, None, None))
   height, width = frames.shape[2:4]
   border = patch_size // 2
   padded = jnp.pad(frames, ((0, 0), (0, 0), (border, border), (border, border), (0, 0)))

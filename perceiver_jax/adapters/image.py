@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import chex
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -48,10 +49,9 @@ def image_inputs(
     M elements, features [B, M, F].
 
   Raises:
-    UserError: not four axes, or a size that the stem cannot divide.
+    UserError: a size that the stem cannot divide.
   """
-  if image.ndim != 4:
-    raise UserError(f'an image is [batch, height, width, channels], not {list(image.shape)}')
+  chex.assert_rank(image, 4)
   features = _stem(jnp.asarray(normalised(image, stem.normalisation)), stem, is_training)
   batch_size, height, width, num_channels = features.shape
   features = features.reshape(batch_size, height * width, num_channels)

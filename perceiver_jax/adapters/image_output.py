@@ -6,6 +6,7 @@ block, s rows and columns of a block; h = H / s, w = W / s.
 
 from __future__ import annotations
 
+import chex
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -25,10 +26,11 @@ def depth_to_space(x: Array, patch_size: int, num_frames: int = 1) -> Array:
     [B, H, W, C], or with frames [B, T, H, W, C].
 
   Raises:
-    UserError: neither four nor five axes, frames asked of an image, or channels that do not make whole patches.
+    UserError: channels that do not make whole patches.
   """
   block_size = num_frames * patch_size**2
-  if x.ndim not in (4, 5) or (x.ndim == 4 and num_frames != 1) or x.shape[-1] % block_size:
+  chex.assert_rank(x, {4, 5} if num_frames == 1 else 5)
+  if x.shape[-1] % block_size:
     raise UserError(f'{list(x.shape)} does not hold patches of {num_frames} x {patch_size} x {patch_size}')
   grid = x if x.ndim == 5 else x[:, None]
   batch_size, length, height, width, num_channels = grid.shape
@@ -57,10 +59,7 @@ class ConvUpsample(hk.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [B, h, w, C] to [B, H, W, num_channels], with frames [B, T / t, h, w, C] to [B, T, H, W, num_channels]."""
-    if x.ndim not in (4, 5) or (x.ndim == 4 and self.num_time_doublings):
-      raise UserError(
-        f'{self.module_name}: upsamples [batch, height, width, channels], or in time too '
-        f'[batch, time, height, width, channels], not {list(x.shape)}')
+    chex.assert_rank(x, 5 if self.num_time_doublings else {4, 5})
     num_layers = max(self.num_doublings, self.num_time_doublings)
     for layer in range(num_layers):
       stride = 2 if layer < self.num_doublings else 1
@@ -82,14 +81,9 @@ def convex_upsample(coarse: Array, logits: Array, factor: int) -> jax.Array:
 
   Returns:
     [B, H, W, C], displacements in fine pixels (s times the coarse ones), float32 or wider.
-
-  Raises:
-    UserError: shapes that do not fit.
   """
-  if coarse.ndim != 4 or logits.shape != (*coarse.shape[:3], 9 * factor**2):
-    raise UserError(
-      f'coarse flow {list(coarse.shape)} upsampled by {factor} needs {9 * factor**2} weights for each cell, '
-      f'not {list(logits.shape)}')
+  chex.assert_rank(coarse, 4)
+  chex.assert_shape(logits, (*coarse.shape[:3], 9 * factor**2))
   batch_size, height, width, num_channels = coarse.shape
   precise = jnp.promote_types(logits.dtype, jnp.float32)
   weights = jax.nn.softmax(jnp.asarray(logits, precise).reshape(batch_size, height, width, factor, factor, 9))
@@ -112,8 +106,7 @@ def raft_flow(features: jax.Array, factor: int) -> jax.Array:
   Returns:
     [B, H, W, 2], displacements in fine pixels, float32 or wider.
   """
-  if features.ndim != 4:
-    raise UserError(f'answers on a coarse grid are [batch, height, width, channels], not {list(features.shape)}')
+  chex.assert_rank(features, 4)
   coarse = hk.Linear(2, name='coarse_flow')(features)
   hidden = jax.nn.relu(hk.Conv2D(features.shape[-1], 3, name='upsample_hidden')(features))
   return convex_upsample(coarse, hk.Linear(9 * factor**2, name='upsample_weights')(hidden), factor)

@@ -8,10 +8,11 @@ Normalising may come before or after: a pixel's two weights add to 1.
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 
-from perceiver_jax.types import Array, UserError
+from perceiver_jax.types import Array
 
 ALPHA = 0.2                                 # of MixUp's Beta distribution: most pictures stay almost as they are
 
@@ -57,8 +58,7 @@ def half_and_half(images: Array, partners: Array, keys: Array, places: Array) ->
       half of each device's batch: the same but for which.)
   """
   _check(images, partners, keys)
-  if places.shape != keys.shape[:1]:
-    raise UserError(f'there are {keys.shape[0]} examples, but their places in the batch are {list(places.shape)}')
+  chex.assert_shape(places, keys.shape[:1])
   is_faded = jnp.asarray(places) % 2 == 0
   faded, box = _mixup_ratio(keys), _cutmix_box(keys, *images.shape[1:3])
   weight = jnp.where(_wide(is_faded), _wide(faded), box)
@@ -107,6 +107,6 @@ def _mixed(images: Array, partners: Array, weight: jax.Array) -> jax.Array:
 
 
 def _check(images: Array, partners: Array, keys: Array) -> None:
-  if images.ndim != 4 or partners.shape != images.shape or keys.shape[:1] != images.shape[:1]:
-    raise UserError('pictures to mix are [batch, height, width, channels], their partners too, and each has a key, not '
-                    f'{list(images.shape)}, {list(partners.shape)} and {list(keys.shape)}')
+  chex.assert_rank(images, 4)
+  chex.assert_equal_shape([images, partners])
+  chex.assert_equal_shape_prefix([images, keys], 1)

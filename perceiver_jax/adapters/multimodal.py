@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,14 +34,14 @@ def pack(inputs: Mapping[str, InputArray], min_padding: int, masked: Mapping[str
     A part for each modality, of M_m elements and C = max C_m + min_padding channels.
 
   Raises:
-    UserError: shapes that do not fit, or a mask of a modality that is not there.
+    UserError: a mask of a modality that is not there.
   """
   masked = masked or {}
   if unknown := sorted(masked.keys() - inputs.keys()):
     raise UserError(f'masks for {unknown}, but the modalities are {sorted(inputs)}')
-  shapes = {name: list(inputs[name].features.shape) for name in sorted(inputs)}
-  if {len(shape) for shape in shapes.values()} != {3} or len({batch_size for batch_size, *_ in shapes.values()}) != 1:
-    raise UserError(f'modalities are [batch, elements, channels] of one batch size, not {shapes}')
+  features = [each.features for each in inputs.values()]
+  chex.assert_rank(features, 3)
+  chex.assert_equal_shape_prefix(features, 1)
   num_channels = max(size(each)[-1] for each in inputs.values()) + min_padding
   parts = []
   for name in sorted(inputs):
@@ -55,9 +56,7 @@ def _padded(inputs: InputArray, num_channels: int, name: str) -> InputArray:
 
 
 def _masked(inputs: InputArray, mask: Array, num_channels: int, name: str) -> InputArray:
-  shape = inputs.features.shape
-  if mask.shape != shape[:2]:
-    raise UserError(f'{name}: elements {list(shape)} but a mask {list(mask.shape)}')
+  chex.assert_shape(mask, inputs.features.shape[:2])
   token = LearnedTable(1, num_channels, name=f'{name}_mask_token')()[0]
   if isinstance(mask, np.ndarray) and not mask.any():
     return inputs
@@ -67,9 +66,8 @@ def _masked(inputs: InputArray, mask: Array, num_channels: int, name: str) -> In
 
 
 def split(outputs: Array, sizes: Mapping[str, int]) -> dict[str, Array]:
-  """Splits [B, O, E] into {name: [B, sizes[name], E]}, in the order of `pack`. Raises UserError."""
-  if outputs.ndim != 3 or sum(sizes.values()) != outputs.shape[1]:
-    raise UserError(f'outputs [batch, elements, channels] {list(outputs.shape)} cannot be split into {dict(sizes)}')
+  """Splits [B, O, E] into {name: [B, sizes[name], E]}, in the order of `pack`."""
+  chex.assert_shape(outputs, (None, sum(sizes.values()), None))
   parts, start = {}, 0
   for name in sorted(sizes):
     parts[name] = outputs[:, start:start + sizes[name]]
@@ -93,7 +91,6 @@ def drop_modality(keys: Array, prob: float, features: Array) -> jax.Array:
 
   `features` are as the model takes them: 0 of a raw image would be black. `keys` as in `random_mask`.
   """
-  if keys.shape[0] != features.shape[0]:
-    raise UserError(f'{features.shape[0]} examples {list(features.shape)} but {keys.shape[0]} random keys')
+  chex.assert_equal_shape_prefix([keys, features], 1)
   is_dropped = random_mask(keys, prob, 1).reshape(-1, *(1,) * (features.ndim - 1))
   return jnp.where(is_dropped, 0, features)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import chex
+
 from perceiver_jax.core.input_array import InputArray
 from perceiver_jax.core.position_encoding import fourier_features
-from perceiver_jax.types import Array, UserError
+from perceiver_jax.types import Array
 
 
 def point_inputs(
@@ -27,12 +29,8 @@ def point_inputs(
 
   Returns:
     M elements without positions, features [B, M, d * (2 K + 1)]: coordinates, sines, cosines.
-
-  Raises:
-    UserError: not three axes, a number of coordinates other than that of `max_resolution`, or `valid` of another shape.
   """
-  if points.ndim != 3:
-    raise UserError(f'points are [batch, points, coordinates], not {list(points.shape)}')
-  if valid is not None and valid.shape != points.shape[:2]:
-    raise UserError(f'points {list(points.shape)} need one entry each in valid, not {list(valid.shape)}')
+  chex.assert_rank(points, 3)
+  if valid is not None:
+    chex.assert_shape(valid, points.shape[:2])
   return InputArray(fourier_features(points, num_bands, max_resolution), None, valid)

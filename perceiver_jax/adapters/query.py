@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -57,13 +58,10 @@ def fourier_query(coordinates: Array, num_bands: int, max_resolution: Sequence[i
 
   Returns:
     [B, O, d * (2 K + 1)].
-
-  Raises:
-    UserError: a number of axes other than that of `max_resolution`, or of examples other than B.
   """
-  if coordinates.ndim not in (2, 3) or (coordinates.ndim == 3 and coordinates.shape[0] != batch_size):
-    raise UserError(
-      f'coordinates of queries are [points, axes] or [{batch_size}, points, axes], not {list(coordinates.shape)}')
+  chex.assert_rank(coordinates, {2, 3})
+  if coordinates.ndim == 3:
+    chex.assert_axis_dimension(coordinates, 0, batch_size)
   query = fourier_features(coordinates, num_bands, max_resolution)
   return jnp.broadcast_to(query, (batch_size, *query.shape[-2:]))
 
@@ -80,11 +78,11 @@ def padded_query(query: Array, num_channels: int, name: str) -> jax.Array:
     [B, O, num_channels], in the wider of the two dtypes.
 
   Raises:
-    UserError: not three axes, or too wide already.
+    UserError: too wide already.
   """
-  if query.ndim != 3 or query.shape[-1] > num_channels:
-    raise UserError(
-      f'{name}: [batch, elements, channels] {list(query.shape)} cannot be padded to {num_channels} channels')
+  chex.assert_rank(query, 3)
+  if query.shape[-1] > num_channels:
+    raise UserError(f'{name}: {list(query.shape)} cannot be padded to {num_channels} channels')
   num_missing = num_channels - query.shape[-1]
   if not num_missing:
     return jnp.asarray(query)

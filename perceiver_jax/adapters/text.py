@@ -5,6 +5,7 @@ Shapes: B batch, L tokens, V vocabulary, C channels of an embedding.
 
 from __future__ import annotations
 
+import chex
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -29,10 +30,9 @@ def text_inputs(tokens: Array, table: Array, max_length: int, valid: Array | Non
     valid: [B, L], non-zero = a token that counts.
 
   Raises:
-    UserError: more tokens than positions, or tokens that are no integers.
+    UserError: more tokens than positions.
   """
-  if not jnp.issubdtype(tokens.dtype, jnp.integer):
-    raise UserError(f'tokens are integers, not {tokens.dtype}')
+  chex.assert_type(tokens, int)
   if tokens.shape[1] > max_length:
     raise UserError(f'{tokens.shape[1]} tokens {list(tokens.shape)}, but the model has {max_length} positions')
   positions = LearnedTable(max_length, table.shape[1])()

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from perceiver_jax.core.position_encoding import Positions, joined
-from perceiver_jax.types import Array, UserError
+from perceiver_jax.types import Array
 
 
 class InputArray(NamedTuple):
@@ -41,25 +42,25 @@ def parts_of(inputs: InputArray | Pack) -> tuple[InputArray, ...]:
 def dense(inputs: InputArray | Pack) -> Array:
   """Returns [B, M, C]: each element's features, then its position, then padding, in the widest of their dtypes.
 
-  Raises UserError if there is not one position, or one entry of `valid`, for each element, or the parts of a pack are
-  not of one width.
+  Raises AssertionError if there is not one position, or one entry of `valid`, for each element, or the parts of a pack
+  are not of one width.
   """
   parts = [_dense(part) for part in parts_of(inputs)]
-  if len({(part.shape[0], part.shape[-1]) for part in parts}) != 1:
-    raise UserError(f'a pack has parts, of one batch and one width, not {[list(part.shape) for part in parts]}')
+  assert parts, 'a pack has no parts'
+  batch_size, _, num_channels = parts[0].shape
+  chex.assert_shape(parts, (batch_size, None, num_channels))
   return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
 def _dense(inputs: InputArray) -> Array:
   features, positions, valid, padding = inputs
   batch_size, num_elements, _ = features.shape
-  if valid is not None and valid.shape != features.shape[:2]:
-    raise UserError(f'valid is [batch, elements], {list(features.shape[:2])}, not {list(valid.shape)}')
+  if valid is not None:
+    chex.assert_shape(valid, (batch_size, num_elements))
   columns = []
   if positions is not None:
     table = joined(positions)
-    if table.shape[:-1] not in ((num_elements,), (1, num_elements), (batch_size, num_elements)):
-      raise UserError(f'{num_elements} elements {features.shape} but {table.shape[-2]} positions {table.shape}')
+    chex.assert_shape(table[None] if table.ndim == 2 else table, ({1, batch_size}, num_elements, None))
     columns.append(table)
   if padding is not None:
     columns.append(padding)
@@ -68,20 +69,24 @@ def _dense(inputs: InputArray) -> Array:
 
 
 def size(inputs: InputArray | Pack) -> tuple[int, int, int]:
-  """Returns (B, M, C), the shape of `dense(inputs)`, which is not made. Raises UserError as it does."""
+  """Returns (B, M, C), the shape of `dense(inputs)`, which is not made. Raises AssertionError as it does."""
   batch_size, num_elements, num_channels = jax.eval_shape(dense, inputs).shape
   return batch_size, num_elements, num_channels
 
 
 def check_query(shape: Sequence[int], inputs: InputArray | Pack, query_mask: Array | None) -> None:
-  """Raises UserError unless a query of this shape, [B, T, channels], may read from inputs; `query_mask` is [B, T]."""
+  """Raises AssertionError unless a query [B, T, channels] may read from inputs, and nothing is 0.
+
+  Args:
+    shape: of the query.
+    inputs: of batch size B.
+    query_mask: [B, T].
+  """
   of_inputs = size(inputs)
-  if len(shape) != 3 or shape[0] != of_inputs[0] or 0 in (*shape, *of_inputs):
-    raise UserError(
-      f'a query is [batch, queries, channels] and reads from inputs [batch, elements, channels] of the same batch, and '
-      f'nothing of it is 0: not {list(shape)} from {list(of_inputs)}')
-  if query_mask is not None and query_mask.shape != tuple(shape[:2]):
-    raise UserError(f'query_mask is [batch, queries], {list(shape[:2])}, not {list(query_mask.shape)}')
+  fits = len(shape) == 3 and shape[0] == of_inputs[0] and 0 not in (*shape, *of_inputs)
+  assert fits, f'a query {list(shape)} cannot read from inputs {list(of_inputs)}: both are [batch, elements, channels]'
+  if query_mask is not None:
+    chex.assert_shape(query_mask, tuple(shape[:2]))
 
 
 def valid_elements(inputs: InputArray | Pack) -> Array | None:
@@ -96,12 +101,11 @@ def valid_elements(inputs: InputArray | Pack) -> Array | None:
 def with_valid(inputs: InputArray | Pack, valid: Array | None) -> InputArray | Pack:
   """The same elements, of which those count that `valid` [B, M] says; None changes nothing.
 
-  Raises UserError where `valid` is not of these elements.
+  Raises AssertionError where `valid` is not of these elements.
   """
   if valid is None:
     return inputs
-  if valid.shape != size(inputs)[:2]:
-    raise UserError(f'valid is [batch, elements], {list(size(inputs)[:2])}, not {list(valid.shape)}')
+  chex.assert_shape(valid, size(inputs)[:2])
   if not isinstance(inputs, Pack):
     return inputs._replace(valid=valid)
   parts, start = [], 0

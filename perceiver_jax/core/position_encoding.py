@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
+import chex
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -64,10 +65,7 @@ def fourier_features(
   Returns:
     [..., d * (2 K + 1)]: the coordinates, then all sines (axis-major, band-minor), then all cosines.
   """
-  if coordinates.shape[-1] != len(max_resolution):
-    raise UserError(
-      f'coordinates {coordinates.shape} have {coordinates.shape[-1]} axes, '
-      f'but max_resolution {tuple(max_resolution)} has {len(max_resolution)}')
+  _check_axes(coordinates.shape[-1], max_resolution)
   sines, cosines = zip(*(
     _waves(coordinates[..., axis], frequencies(num_bands, resolution, spacing))
     for axis, resolution in enumerate(max_resolution)
@@ -87,17 +85,21 @@ def fourier_grid(
 
   `coordinates`, per axis [n], say where cells sit, if not where `grid_coordinates` has them.
   """
-  if max_resolution is not None and len(max_resolution) != len(shape):
-    raise UserError(f'a grid {tuple(shape)} has {len(shape)} axes, but max_resolution is {tuple(max_resolution)}')
+  _check_axes(len(shape), max_resolution or shape)
   with jax.ensure_compile_time_eval():  # once, where a step is traced, and not in each step
     coordinates = tuple(coordinates or grid_coordinates(shape))
-    if [axis.shape for axis in coordinates] != [(n,) for n in shape]:
-      raise UserError(f'a grid {tuple(shape)} has not the coordinates {[list(axis.shape) for axis in coordinates]}')
+    chex.assert_shape(coordinates, [(n,) for n in shape])
     sines, cosines = zip(*(
       _waves(axis, frequencies(num_bands, resolution, spacing))
       for axis, resolution in zip(coordinates, max_resolution or shape, strict=True)
     ), strict=True)
   return FourierGrid(coordinates, sines, cosines, order)
+
+
+def _check_axes(num_axes: int, max_resolution: Sequence[int]) -> None:
+  if num_axes != len(max_resolution):
+    raise UserError(f'positions have {num_axes} axes, but max_resolution '
+                    f'{tuple(max_resolution)} has {len(max_resolution)}')
 
 
 def _waves(coordinates: Array, bands: Array) -> tuple[jax.Array, jax.Array]:

@@ -54,7 +54,12 @@ def build(config: ConfigDict, params: Tree, state: Tree) -> Model:
     return apply(params, state, None, _with_typed_keys(batch), is_training=False, capture=capture)[0]
 
   def run(batch: Batch, *, capture: bool = False) -> dict[str, Any]:
-    return jax.tree.map(np.asarray, compiled(params, state, _checked(task.inputs, batch), capture))
+    arrays = _checked(task.inputs, batch)
+    try:
+      return jax.tree.map(np.asarray, compiled(params, state, arrays, capture))
+    except AssertionError as error:         # chex's, while tracing: two entries whose shapes do not fit each other
+      shapes = ', '.join(f'{name} {list(arrays[name].shape)}' for name in batch)
+      raise UserError(f'the inputs do not fit each other or the model, {shapes}: {error}') from error
 
   return Model(config, params, state, run)
 
@@ -82,8 +87,10 @@ def _checked(spec: Spec, batch: Any) -> dict[str, np.ndarray]:
       raise UserError(f'{name} is {list(arrays[name].shape)}: the batch is empty; give it one example at least')
   for name, field in spec.items():
     x = arrays.get(name)
+    if field.bound and x is not None and x.dtype.kind not in 'iu':
+      raise UserError(f'{name} are integers, not {x.dtype}')
     # JAX would take the nearest row of a table.
-    if field.bound and x is not None and x.dtype.kind in 'iu' and x.size and not 0 <= x.min() <= x.max() < field.bound:
+    if field.bound and x is not None and x.size and not 0 <= x.min() <= x.max() < field.bound:
       raise UserError(f'{name} are from {x.min()} to {x.max()}; this model knows 0 to {field.bound - 1}')
   size = next((len(arrays[name]) for name in required if name in arrays and arrays[name].ndim), 1)
   return {**{name: x for name, x in blank_batch({}, size).items() if name not in arrays}, **arrays}

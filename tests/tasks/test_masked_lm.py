@@ -101,10 +101,10 @@ def test_what_is_captured(config):
   ({'tokens': TOKENS[0]}, r'tokens is \[batch, tokens\], not \[32\]'),
   ({'tokens': TOKENS[..., None]}, r'tokens is \[batch, tokens\], not \[3, 32, 1\]'),
   ({'tokens': np.zeros((3, 33), np.int32)}, r'33 tokens \[3, 33\], but the model has 32 positions'),
-  ({'tokens': TOKENS.astype(np.float32)}, r'tokens are integers, not float32'),
-  ({'valid': VALID[:, :10]}, r'valid is \[batch, elements\], \[3, 32\], not \[3, 10\]'),
-  ({'valid': VALID[:1]}, r'\[3, 32\], not \[1, 32\]'),
-  ({'valid': VALID[0]}, r'\[3, 32\], not \[32\]'),
+  ({'tokens': TOKENS.astype(np.float32)}, 'float32 but expected'),
+  ({'valid': VALID[:, :10]}, r'shape \(3, 10\) but expected \(3, 32\)'),
+  ({'valid': VALID[:1]}, r'shape \(1, 32\) but expected \(3, 32\)'),
+  ({'valid': VALID[0]}, r'shape \(32,\) but expected \(3, 32\)'),
 ])
 def test_another_batch_is_the_users_mistake(config, change, message):
   tiny.assert_refused(config, {**PADDED, **change}, message)

@@ -142,7 +142,7 @@ def test_what_is_captured(variant, num_elements):
   ({'frames': FRAMES['frames'][:, :1]}, r'not \[2, 1, 12, 16, 3\]'),
   ({'frames': FRAMES['frames'][..., :1]}, r'not \[2, 2, 12, 16, 1\]'),
   ({'patches': np.zeros((2, 2, 12, 16, 3))}, r'patches is \[batch, 2, height, width, 27\], not \[2, 2, 12, 16, 3\]'),
-  ({**FRAMES, 'valid': np.ones((2, 12, 16))}, r'valid is \[batch, elements\], \[2, 192\], not \[2, 12, 16\]'),
+  ({**FRAMES, 'valid': np.ones((2, 12, 16))}, r'shape \(2, 12, 16\) but expected \(2, 192\)'),
   ({}, r'frames is missing'),
 ])
 def test_another_batch_is_the_users_mistake(config, batch, message):

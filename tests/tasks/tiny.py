@@ -143,8 +143,8 @@ def assert_captured(config, batch, **expected):
 
 
 def assert_refused(config, batch, message):
-  """A batch that the model does not take, with the message."""
+  """Checks that the model refuses a batch with the message: UserError, or chex's AssertionError for a shape."""
   task = make_task(config)
   apply = hk.transform_with_state(functools.partial(task.forward, is_training=False)).apply
-  with pytest.raises(UserError, match=message):
+  with pytest.raises((UserError, AssertionError), match=message):
     jax.eval_shape(lambda params, batch: apply(params, {}, None, batch)[0], template(config)[0], batch)
