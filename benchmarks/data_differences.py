@@ -21,8 +21,8 @@ from sklearn.datasets import load_sample_images
 from benchmarks import photos, record
 from perceiver_jax.data import randaugment
 from perceiver_jax.data.augmentation import random_crop, resize
-from perceiver_jax.data.images import decode
 from perceiver_jax.data.order import generator
+from perceiver_jax.data.tfds_images import decode
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SIZE = 224

@@ -36,8 +36,8 @@ from benchmarks.timing import Figure, figure
 from perceiver_jax.data import pipeline, tfds_images
 from perceiver_jax.data.augmentation import random_crop, resize
 from perceiver_jax.data.dataset import Dataset, Example
-from perceiver_jax.data.images import decode
 from perceiver_jax.data.randaugment import rand_augment
+from perceiver_jax.data.tfds_images import decode
 from perceiver_jax.types import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

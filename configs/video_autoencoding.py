@@ -28,7 +28,7 @@ def get_config(variant: str = '') -> ConfigDict:
       'image_size': 224,                   # pixels, height and width
       'samples_per_frame': 1920,           # of audio, at 48 kHz [PIO I]
       'num_classes': 700,                  # of Kinetics-700-2020
-      'class_names': 'kinetics700',        # a text file of a line per class, or one of perceiver_jax/inference/labels
+      'class_names': 'kinetics700',        # a text file of a line per class, or one of perceiver_jax/data/labels
     },
     'model': {
       **defaults.latents(),

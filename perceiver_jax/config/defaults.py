@@ -103,7 +103,7 @@ def _images() -> dict[str, Any]:
     'image_size': 224,                     # pixels, height and width
     'num_channels': 3,                     # of a pixel: red, green, blue
     'num_classes': placeholder(int),       # how many labels there are: 0 to num_classes - 1
-    'class_names': placeholder(str),       # a text file of a line per class, or one of perceiver_jax/inference/labels
+    'class_names': placeholder(str),       # a text file of a line per class, or one of perceiver_jax/data/labels
     'permutation': 'none',                 # joint: pixels move with their positions [P1 4.1]; pixels: they move alone
     'mixing': 'none',                      # ours; half_and_half: MixUp of half the examples, CutMix of the rest [code]
   }

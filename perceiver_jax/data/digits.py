@@ -21,10 +21,10 @@ The split is 1,259 / 179 / 359 into train, validation and test: stratified, and 
 import cv2
 import numpy as np
 from ml_collections import ConfigDict
-from sklearn import datasets
 
 from perceiver_jax import types
 from perceiver_jax.data.dataset import ArraySource, Dataset, choose, stratified_split
+from perceiver_jax.data.images import view
 from perceiver_jax.data.labelled_images import of_images
 
 CLASS_NAMES = [str(digit) for digit in range(10)]
@@ -32,13 +32,16 @@ CLASS_NAMES = [str(digit) for digit in range(10)]
 
 def load(config: ConfigDict, split: str, *, is_training: bool) -> Dataset:
   """Returns 'train', 'validation' or 'test'; raises UserError for another split, or another number of classes."""
-  return of_images(records(config, split), config, CLASS_NAMES, augment if is_training else lambda image, _: image)
+  change = augment if is_training else lambda image, _: view(image, config)
+  return of_images(records(config, split), config, CLASS_NAMES, change)
 
 
 def records(config: ConfigDict, split: str) -> ArraySource:
   """Returns the digits of a split. Raises UserError as `load` does."""
   if config.num_classes != len(CLASS_NAMES):
     raise types.UserError(f'digits has 10 classes, not {config.num_classes}: set --config.data.num_classes=10.')
+  from sklearn import datasets  # not needed to look at a person's digits
+
   digits = datasets.load_digits()
   images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
   labels = digits.target.astype(np.int32)

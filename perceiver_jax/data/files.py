@@ -22,8 +22,8 @@ from perceiver_jax.types import UserError
 FREE_PIXELS, PIXELS_PER_BYTE = 2**24, 1_000
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
-  """Reads a picture of any kind that Pillow reads, [H, W, 3] uint8.
+def read_image(path: str | os.PathLike, num_channels: int = 3) -> np.ndarray:
+  """Reads a picture of any kind that Pillow reads, [H, W, num_channels] uint8: RGB, or gray.
 
   Raises UserError for a file that cannot be read, is no picture, or has too many pixels.
   """
@@ -32,25 +32,40 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
       warnings.simplefilter('ignore')       # of what Pillow mends, and of sizes, which are checked below
       with Image.open(path) as image:
         _check_size(path, image)
-        return pixels(image)
-  except UserError:
-    raise
+        return pixels(image, num_channels)
   except Exception as error:                # Pillow trips over broken files in many ways
-    reason = getattr(error, 'strerror', None) or f'it is broken, or no picture ({error})'
+    reason = str(error) if isinstance(error, UserError) else (
+      getattr(error, 'strerror', None) or f'it is broken, or no picture ({error})')
     raise UserError(f'cannot read {path}: {reason}') from error
 
 
-def pixels(image: Image.Image) -> np.ndarray:
-  """Returns the pixels of a PIL image, [H, W, 3] uint8, upright; transparency is left out.
+def pixels(image: Image.Image, num_channels: int = 3) -> np.ndarray:
+  """Returns the pixels of a PIL image, [H, W, num_channels] uint8, upright; transparency is left out.
 
-  Raises UserError for an image of floats, or of integers of 32 bits.
+  Gray is 0.299 red + 0.587 green + 0.114 blue (ITU-R 601). Of 16 bits the upper 8 are taken.
+
+  Raises UserError for an image of floats, of integers of 32 bits, or of 16 bits that uses the lower 12 alone.
   """
   upright = _upright(image)
   if upright.mode.startswith('I;16'):
-    return np.repeat((np.asarray(upright) >> 8).astype(np.uint8)[..., None], 3, axis=-1)
+    deep = np.asarray(upright)
+    if 0 < deep.max() < 2**12:
+      raise UserError(f'the brightest of its pixels is {deep.max()} of 65,535: it would be all but black. Is it of '
+                      f'{int(deep.max()).bit_length()} bits? Multiply its values up to 65,535, or save it with 8 bits')
+    upright = Image.fromarray((deep >> 8).astype(np.uint8))
   if upright.mode[0] in 'IF':
     raise UserError(f'a picture of mode {image.mode!r} has no range that is known: save it with 8 or 16 bits')
-  return np.asarray(upright.convert('RGB'))
+  # By way of RGB: of a palette with transparency Pillow makes another gray.
+  rgb = upright.convert('RGB')
+  return np.asarray(rgb) if num_channels == 3 else np.asarray(rgb.convert('L'))[..., None]
+
+
+def with_channels(array: np.ndarray, num_channels: int) -> np.ndarray:
+  """Returns [H, W, num_channels] of an array [H, W, 1, 3 or 4] uint8 as `pixels` does; a fourth channel is left out."""
+  array = array[..., :3]
+  if array.shape[-1] == num_channels:
+    return array
+  return np.repeat(array, 3, axis=-1) if num_channels == 3 else pixels(Image.fromarray(np.ascontiguousarray(array)), 1)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -64,7 +79,7 @@ def _check_size(path: str | os.PathLike, image: Image.Image) -> None:
   """Raises UserError for a file of a few bytes that claims to be a large picture."""
   num_bytes = Path(path).stat().st_size
   if image.width * image.height > FREE_PIXELS + PIXELS_PER_BYTE * num_bytes:
-    raise UserError(f'cannot read {path}: it is broken, or made to harm: '
+    raise UserError('it is broken, or made to harm: '
                     f'it claims {image.width} x {image.height} pixels and has {num_bytes} bytes')
 
 

@@ -1,11 +1,13 @@
 """Your own images: point `--config.data.path` at a folder or an `.npz` file.
 
-  ROOT/<class>/<any name>.jpg                            split 70 / 10 / 20 here (see source.py)
-  ROOT/{train,validation,test}/<class>/<any name>.jpg    split by you
+  ROOT/<class>/.../<any name>.jpg                        split 70 / 10 / 20 here (see dataset.py)
+  ROOT/{train,validation,test}/<class>/.../<name>.jpg    split by you; SPLIT_FOLDERS has other names that serve
   FILE.npz    images uint8 [N, H, W] or [N, H, W, C], labels integers [N], 0 .. num_classes - 1; split here
 
-Classes are numbered in the alphabetical order of their folders; names that start with a dot are left out. Every image
-is cut to its central square and resized. Pixels are taken as stored: a rotation noted by a camera is not applied.
+Every picture that Pillow reads is used, in folders inside a class's folder too; other files are counted and named, but
+for those whose names start with a dot. Without a folder for validation, a tenth of train is set aside; without one for
+test, validation is the test. Classes are numbered in the alphabetical order of their folders. A picture is turned
+upright, as a camera notes, cut to its central square and resized: `view`.
 
 One record, `load(config, 'train', is_training=False).source[0]`, of photographs with image_size 64 and num_channels 3:
 
@@ -16,22 +18,30 @@ One record, `load(config, 'train', is_training=False).source[0]`, of photographs
   label   []               int32    class              0 .. num_classes - 1
 """
 
+import collections
 import dataclasses
 import os
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import cv2
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
+from PIL import Image
 
 from perceiver_jax import types
 from perceiver_jax.data.dataset import SPLITS, ArraySource, Dataset, Example, choose, stratified_split
+from perceiver_jax.data.files import read_image, with_channels
 from perceiver_jax.data.labelled_images import of_images
 
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
+SPLIT_FOLDERS = {
+  'train': 'train', 'training': 'train', 'validation': 'validation', 'val': 'validation', 'valid': 'validation',
+  'dev': 'validation', 'eval': 'validation', 'test': 'test', 'testing': 'test'}
+# What Pillow knows by name, but reads only with the help of other programs, or not at all.
+_UNREAD = {'BUFR', 'EPS', 'FITS', 'GRIB', 'HDF5', 'MPEG', 'WMF'}
 
 Record = tuple[pathlib.Path, int]           # file, label
 
@@ -49,7 +59,10 @@ class FileSource:
 
   def __getitem__(self, index: int) -> Example:
     path, label = self.records[index]
-    image = decode(path.read_bytes(), self.num_channels)
+    try:
+      image = read_image(path, self.num_channels)
+    except types.UserError as error:        # one broken file of many ends no training
+      raise ValueError(str(error)) from error
     return {'image': fit(image, self.image_size), 'label': np.array(label, np.int32)}
 
   def name(self, index: int) -> str:
@@ -77,6 +90,11 @@ def _open(config: ConfigDict, split: str) -> tuple[ArraySource | FileSource, lis
   return _from_npz(config, path, split)
 
 
+def view(image: np.ndarray, config: ConfigDict) -> np.ndarray:
+  """Returns the central square of an image [H, W, C] uint8, resized to the `image_size` of the config's `data`."""
+  return fit(image, config.image_size)
+
+
 def augment(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
   """Returns a random square of an image [S, S, C] uint8, 80 to 100 % of its side, resized to the whole.
 
@@ -93,18 +111,6 @@ def augment(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
   return warped.reshape(image.shape)
 
 
-def decode(data: bytes, num_channels: int) -> np.ndarray:
-  """Returns an encoded image's pixels, uint8 [H, W, num_channels], gray or RGB; raises ValueError if it is broken."""
-  flags = cv2.IMREAD_COLOR_RGB if num_channels == 3 else cv2.IMREAD_GRAYSCALE
-  try:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
-  except cv2.error as error:                # an empty file, or more pixels than perceiver_jax.data allows
-    raise ValueError(f'OpenCV refuses it: {error.err}') from error
-  if image is None:
-    raise ValueError('it is broken, or no image')
-  return image.reshape(*image.shape[:2], num_channels)
-
-
 def fit(image: np.ndarray, size: int) -> np.ndarray:
   """Returns the central square of an image, uint8 [H, W, C], resized to [size, size, C]."""
   height, width, channels = image.shape
@@ -117,16 +123,62 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _from_folder(config: ConfigDict, root: pathlib.Path, split: str) -> tuple[FileSource, list[str]]:
-  if all((root / name).is_dir() for name in SPLITS):
-    class_names = _class_names(config, root / 'train')
-    splits = {name: _records(root / name, class_names) for name in SPLITS}
+  folders = _split_folders(root)
+  class_names = _class_names(config, folders['train'] if folders else root)
+  left_out: collections.Counter[str] = collections.Counter()
+  if folders:
+    splits = {name: _records(folder, class_names, left_out) for name, folder in folders.items()}
   else:
-    class_names = _class_names(config, root)
-    records = _records(root, class_names)
+    splits = {'all': _records(root, class_names, left_out)}
+  if split == 'train':                      # once in a run
+    _say(root, folders, left_out)
+  splits = _three_splits(splits, root, class_names)
+  return FileSource(choose(splits, split), config.image_size, config.num_channels), class_names
+
+
+def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Returns {split: folder} where the folders of `root` are splits; {} where they are classes."""
+  names = _folders(root)
+  folders = {SPLIT_FOLDERS[name.lower()]: root / name for name in names if name.lower() in SPLIT_FOLDERS}
+  # A class may be called train.
+  if 'train' not in folders or len(folders) < 2 or not _folders(folders['train']):
+    return {}
+  if len(folders) < len(names):
+    raise types.UserError(f'{root} has folders of splits, but {", ".join(names)} are not one for each: '
+                          f'rename or move what is no split; there are {", ".join(SPLITS)}.')
+  return folders
+
+
+def _three_splits(
+  splits: Mapping[str, list[Record]], root: pathlib.Path, class_names: Sequence[str],
+) -> dict[str, list[Record]]:
+  """Returns train, validation and test, of which the first serves where one is missing."""
+  def part(records: list[Record]) -> dict[str, list[Record]]:
     names = [path.relative_to(root).as_posix() for path, _ in records]
     indices = stratified_split([label for _, label in records], names, class_names)
-    splits = {name: [records[index] for index in indices[name]] for name in SPLITS}
-  return FileSource(choose(splits, split), config.image_size, config.num_channels), class_names
+    return {name: [records[index] for index in indices[name]] for name in SPLITS}
+
+  if 'all' in splits:
+    return part(splits['all'])
+  if {'validation', 'test'} <= set(splits):
+    return {name: splits[name] for name in SPLITS}
+  parts = part(splits['train'])
+  test = splits['test'] if 'test' in splits else splits['validation']
+  train = sorted(parts['train'] + parts['test'], key=lambda record: (record[1], str(record[0])))
+  return {'train': train, 'validation': parts['validation'], 'test': test}
+
+
+def _say(root: pathlib.Path, folders: Mapping[str, pathlib.Path], left_out: Mapping[str, int]) -> None:
+  """Tells what the folders are taken for, and what in them is no picture."""
+  if folders and set(SPLITS) != {folder.name for folder in folders.values()}:
+    taken = ', '.join(f'{folder.name}/ is {name}' for name, folder in folders.items())
+    missing = '' if len(folders) == len(SPLITS) else (
+      '; a tenth of train is set aside for validation' + ('' if 'test' in folders else ', and validation is the test'))
+    logging.warning('%s: %s%s', root, taken, missing)
+  if left_out:
+    kinds = ', '.join(f'{count} {suffix or "without a suffix"}' for suffix, count in sorted(left_out.items()))
+    logging.warning('%s: %d files are left out, as they are no pictures that can be read: %s',
+                    root, sum(left_out.values()), kinds)
 
 
 def _class_names(config: ConfigDict, root: pathlib.Path) -> list[str]:
@@ -143,22 +195,42 @@ def _folders(root: pathlib.Path) -> list[str]:
   return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith('.'))
 
 
-def _records(root: pathlib.Path, class_names: Sequence[str]) -> list[Record]:
+def _records(root: pathlib.Path, class_names: Sequence[str], left_out: collections.Counter[str]) -> list[Record]:
+  """Returns the pictures of the class folders, and counts in `left_out`, by suffix, what is none."""
   unknown = sorted(set(_folders(root)) - set(class_names))
   if unknown:
     raise types.UserError(f'{root} has class folders that train has not: {", ".join(unknown)}.')
-  records = [(path, label) for label, name in enumerate(class_names) for path in _image_files(root / name)]
+  suffixes = _suffixes()
+  left_out.update(path.suffix.lower() for path in _files(root, is_nested=False))
+  records = []
+  for label, name in enumerate(class_names):
+    for path in sorted(_files(root / name)):
+      if path.suffix.lower() in suffixes:
+        records.append((path, label))
+      else:
+        left_out[path.suffix.lower()] += 1
   if not records:
-    raise types.UserError(f'There are no images ({", ".join(EXTENSIONS)}) in the class folders of {root}.')
+    raise types.UserError(
+      f'There are no images (.jpg, .png and others that Pillow reads) in the class folders of {root}.')
   return records
 
 
-def _image_files(folder: pathlib.Path) -> list[pathlib.Path]:
-  if not folder.is_dir():                   # a small validation or test set may lack a class
-    return []
-  # Not is_file(): a link to a lost file is to be reported, not left out.
-  return sorted(pathlib.Path(entry.path) for entry in os.scandir(folder)
-                if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith('.') and not entry.is_dir())
+def _files(folder: pathlib.Path, *, is_nested: bool = True) -> Iterator[pathlib.Path]:
+  """Yields the files of a folder, and of those inside it, but for hidden ones. A split may lack the folder."""
+  for entry in os.scandir(folder) if folder.is_dir() else ():
+    if entry.name.startswith('.'):
+      continue
+    # A link to another folder might lead back. One to a lost file is to be reported, not left out.
+    if not entry.is_dir() or (is_nested and entry.is_symlink()):
+      yield pathlib.Path(entry.path)
+    elif is_nested:
+      yield from _files(pathlib.Path(entry.path))
+
+
+def _suffixes() -> set[str]:
+  """Returns those of pictures that Pillow reads: '.jpg' ..."""
+  kinds = Image.registered_extensions()
+  return {suffix for suffix, kind in kinds.items() if kind in Image.OPEN and kind not in _UNREAD}
 
 
 def _from_npz(config: ConfigDict, path: pathlib.Path, split: str) -> tuple[ArraySource, list[str]]:
@@ -168,7 +240,7 @@ def _from_npz(config: ConfigDict, path: pathlib.Path, split: str) -> tuple[Array
                           f'{config.num_classes}, so they must lie in 0 .. {config.num_classes - 1}.')
   class_names = [str(label) for label in range(config.num_classes)]
   indices = choose(stratified_split(labels, [str(index) for index in range(len(labels))], class_names), split)
-  fitted = [fit(_with_channels(images[index], config.num_channels), config.image_size) for index in indices]
+  fitted = [fit(with_channels(images[index], config.num_channels), config.image_size) for index in indices]
   names = [f'{path}[{index}]' for index in indices]
   return ArraySource(np.stack(fitted), labels[indices].astype(np.int32), names), class_names
 
@@ -191,10 +263,3 @@ def _read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     raise types.UserError(f'{path}: labels is {labels.shape} {labels.dtype}; '
                           f'it must be integers, [{len(images)}], one per image.')
   return images.reshape(*images.shape[:3], -1), labels
-
-
-def _with_channels(image: np.ndarray, num_channels: int) -> np.ndarray:
-  if image.shape[-1] == num_channels:
-    return image
-  code = cv2.COLOR_GRAY2RGB if num_channels == 3 else cv2.COLOR_RGB2GRAY
-  return cv2.cvtColor(image, code).reshape(*image.shape[:2], num_channels)

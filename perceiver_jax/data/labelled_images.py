@@ -1,6 +1,7 @@
 """Makes a data set of any labelled images: `config.data.name` says which, and pixels may be permuted, pictures mixed.
 
-Every module of images offers `load(config, split, *, is_training) -> Dataset`, whose examples are
+Every module of images offers `view(image, config) -> image`, which predict calls too, and
+`load(config, split, *, is_training) -> Dataset`, whose examples are
 
   key     shape       dtype    unit         range
   image   [H, W, C]   uint8    brightness   0 .. 255; H = W = config.image_size, C = config.num_channels
@@ -18,26 +19,40 @@ from __future__ import annotations
 import importlib
 import pathlib
 from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from perceiver_jax.data.dataset import Dataset, Example, Source
+from perceiver_jax.data.files import with_channels
+from perceiver_jax.data.labels import class_names
 from perceiver_jax.data.permutation import permutation, permute_pixels
 from perceiver_jax.types import Field, Spec, UserError
 
 
 def load(config: ConfigDict, split: str, *, is_training: bool) -> Dataset:
   """Returns a split of the images that `config`, the `data` of a config, describes. Raises UserError."""
+  dataset = _module(config).load(config, split, is_training=is_training)
+  if names := class_names(config):
+    dataset = dataset._replace(class_names=names)
+  if config.permutation != 'none':
+    dataset = permuted(dataset, permutation(config.image_size**2))
+  return mixed(dataset) if is_training and config.mixing != 'none' else dataset
+
+
+def view(image: np.ndarray, config: ConfigDict) -> np.ndarray:
+  """Returns a person's image [H, W, 1, 3 or 4] uint8 as evaluation sees those of the data set `config.name`."""
+  seen = _module(config).view(with_channels(image, config.num_channels), config)
+  return seen if config.permutation == 'none' else permute_pixels(seen, permutation(config.image_size**2))
+
+
+def _module(config: ConfigDict) -> ModuleType:
   offered = [path.stem for path in sorted(pathlib.Path(__file__).parent.glob('*.py'))
              if '\ndef load(' in path.read_text() and path.stem != 'labelled_images']
   if config.name not in offered:
     raise UserError(f'there is no data set {config.name!r}; perceiver_jax/data has: {", ".join(offered)}')
-  module = importlib.import_module(f'perceiver_jax.data.{config.name}')
-  dataset = module.load(config, split, is_training=is_training)
-  if config.permutation != 'none':
-    dataset = permuted(dataset, permutation(config.image_size**2))
-  return mixed(dataset) if is_training and config.mixing != 'none' else dataset
+  return importlib.import_module(f'perceiver_jax.data.{config.name}')
 
 
 def image_spec(config: ConfigDict) -> Spec:

@@ -29,18 +29,19 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
-import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from perceiver_jax.data import tfds_directory
 from perceiver_jax.data.augmentation import CENTRAL_SHARE, augment_training, central_crop, resize
 from perceiver_jax.data.dataset import Dataset, Example, choose
-from perceiver_jax.data.images import decode
 from perceiver_jax.data.labelled_images import of_images
 from perceiver_jax.types import UserError
+
+if TYPE_CHECKING:                           # TFDS is not needed to look at a person's picture
+  import tensorflow_datasets as tfds
 
 MAX_HELD_OUT = 10_000                       # of train, for validation, as the authors' code does
 MIN_DISTORTED = 64                          # px; RandAugment moves a picture by 50, which leaves nothing of a tiny one
@@ -101,6 +102,10 @@ def load(config: ConfigDict, split: str, *, is_training: bool) -> Dataset:
     UserError: there is no such set or split, it is no image classification, was stored as tfrecord, is of another
       version or number of classes, or lacks a shard.
   """
+  import tensorflow_datasets as tfds
+
+  from perceiver_jax.data import tfds_directory
+
   if config.num_channels not in (1, 3):
     raise UserError(f'config.data.num_channels is {config.num_channels}; images have 1 (gray) or 3 (RGB).')
   if config.path is None:
@@ -118,7 +123,7 @@ def load(config: ConfigDict, split: str, *, is_training: bool) -> Dataset:
     f'{tfds_split}[{first}:{stop}]', decoders={'image': tfds.decode.SkipDecoding()})
   source = TfdsSource(records, f'{info.name}/{tfds_split}', first, len(class_names), config.num_channels)
   size = config.image_size
-  change = (lambda image, random: augment(image, size, random)) if is_training else (lambda image, _: view(image, size))
+  change = (lambda image, random: augment(image, size, random)) if is_training else lambda image, _: view(image, config)
   return of_images(source, config, class_names, change)
 
 
@@ -130,9 +135,21 @@ def augment(image: np.ndarray, size: int, random: np.random.Generator) -> np.nda
   return resize(_shifted(image, random), size) if _is_tiny(image) else augment_training(image, size, random)
 
 
-def view(image: np.ndarray, size: int) -> np.ndarray:
-  """Returns the central part of an image [H, W, C], or all of a tiny one, as evaluation sees it: [size, size, C]."""
-  return central_crop(image, size, 1.0 if _is_tiny(image) else CENTRAL_SHARE)
+def view(image: np.ndarray, config: ConfigDict) -> np.ndarray:
+  """Returns the central part of an image [H, W, C], or all of a tiny one, at the size of the config's `data`."""
+  return central_crop(image, config.image_size, 1.0 if _is_tiny(image) else CENTRAL_SHARE)
+
+
+def decode(data: bytes, num_channels: int) -> np.ndarray:
+  """Returns an encoded image's pixels, uint8 [H, W, num_channels], gray or RGB; raises ValueError if it is broken."""
+  flags = cv2.IMREAD_COLOR_RGB if num_channels == 3 else cv2.IMREAD_GRAYSCALE
+  try:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+  except cv2.error as error:                # an empty file, or more pixels than perceiver_jax.data allows
+    raise ValueError(f'OpenCV refuses it: {error.err}') from error
+  if image is None:
+    raise ValueError('it is broken, or no image')
+  return image.reshape(*image.shape[:2], num_channels)
 
 
 def _is_tiny(image: np.ndarray) -> bool:
@@ -150,6 +167,10 @@ def _shifted(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 def _check_kind(directory: pathlib.Path, info: tfds.core.DatasetInfo) -> None:
   """Raises UserError for what is no image classification, or has another version or format than is read here."""
+  import tensorflow_datasets as tfds
+
+  from perceiver_jax.data import tfds_directory
+
   major = MAJOR_VERSIONS.get(info.name)
   if major and str(info.version).partition('.')[0] != major:
     raise UserError(f'{directory} is version {info.version} of {info.name}; {major}.*.* is needed. '

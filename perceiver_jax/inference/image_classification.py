@@ -1,12 +1,10 @@
-"""Classifies pictures: central crop, resize, the most probable classes (2107.14795, appendix A)."""
+"""Classifies pictures: the view of the data set that the model was trained on, then the most probable classes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from perceiver_jax.inference.model import Model, as_image, ask, most_probable
@@ -43,36 +41,12 @@ def predict(
   Raises:
     UserError: not one picture, or not uint8; `top_k` below 1, or names of another number of classes.
   """
-  data = model.config.data
-  pixels = central_crop(as_image(image, 'an image'), data.image_size)
-  if data.num_channels == 1:
-    pixels = np.rint(pixels.mean(-1, keepdims=True)).astype(np.uint8)
+  from perceiver_jax.data import labelled_images
+
+  pixels = labelled_images.view(as_image(image, 'an image'), model.config.data)
   outputs = ask(model, {'image': pixels[None]}, capture=capture)
   names, probabilities, indices = most_probable(outputs['logits'][0], class_names, top_k)
   return Classification(names, probabilities, indices, pixels, outputs.get('captured'))
-
-
-def central_crop(image: np.ndarray, size: int) -> np.ndarray:
-  """Crops the central square of 224 / 256 of the shorter side, bicubic to [size, size, C] uint8, as trained.
-
-  An image of that very size comes back as it is.
-  """
-  height, width = image.shape[:2]
-  if (height, width) == (size, size):
-    return image
-  side = max(1, int(224 / 256 * min(height, width)))
-  top, left = (height - side + 1) // 2, (width - side + 1) // 2
-  return resized(image[top:top + side, left:left + side], (size, size))
-
-
-def resized(image: np.ndarray, shape: tuple[int, int], method: str = 'cubic') -> np.ndarray:
-  """Resizes [..., H, W, C] uint8 to [..., *shape, C], without anti-aliasing, as the authors resize.
-
-  `method` is 'cubic', by the a = -0.5 kernel, or 'linear'.
-  """
-  full = (*image.shape[:-3], *shape, image.shape[-1])
-  values = jax.image.resize(jnp.asarray(image, jnp.float32), full, method, antialias=False)
-  return np.asarray(jnp.clip(jnp.round(values), 0, 255), np.uint8)
 
 
 def present(predictor: Predictor, inputs: Sequence[str], output: str | None) -> Iterator[str]:

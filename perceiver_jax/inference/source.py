@@ -14,8 +14,6 @@ from ml_collections import ConfigDict
 
 from perceiver_jax.config.saved import load_config
 from perceiver_jax.config.values import changed, check, flatten
-from perceiver_jax.inference import labels
-from perceiver_jax.inference.labels import class_names
 from perceiver_jax.inference.model import template
 from perceiver_jax.interop import deepmind, huggingface, huggingface_config, huggingface_inputs, torch_file, zoo
 from perceiver_jax.runs import weights
@@ -85,7 +83,7 @@ def _released(name: str, path: str | Path | None) -> Source:
   config = zoo.config(name)
   params, state = deepmind.load(path or zoo.fetch(name), config, template(config))
   credit = f'{zoo.MODELS[name].credit}, {zoo.MODELS[name].licence}'
-  return Source(config, params, state, *_native(), class_names(config), credit)
+  return Source(config, params, state, *_native(), _packaged_names(config), credit)
 
 
 def _huggingface(directory: Path) -> Source:
@@ -100,11 +98,12 @@ def _huggingface(directory: Path) -> Source:
 
 def _run(directory: Path, task: str | None) -> Source:
   from perceiver_jax.runs.checkpoint import load_weights
+  from perceiver_jax.runs.workdir import read_class_names
 
   config = _of_task(load_config(directory), task)
   _, params, state = load_weights(directory)
   weights.check_fits(params, state, _template(config, directory), str(directory))
-  return Source(config, params, state, *_native(), class_names(config))
+  return Source(config, params, state, *_native(), read_class_names(directory) or _packaged_names(config))
 
 
 def _ours(directory: Path, task: str | None) -> Source:
@@ -153,9 +152,10 @@ def _template(config: ConfigDict, directory: Path) -> tuple[Tree, Tree]:
 
 
 def _packaged_names(config: ConfigDict) -> tuple[str, ...] | None:
-  """Returns `class_names`, but reads no file that a foreign config names."""
-  packaged = [path.stem for path in Path(labels.__file__).parent.glob('*.txt')]
-  return class_names(config) if config.data.get('class_names') in packaged else None
+  """Returns the names of the classes out of the package; reads no file that a foreign config names."""
+  from perceiver_jax.data import labels
+
+  return labels.class_names(config.data) if config.data.get('class_names') in labels.packaged() else None
 
 
 def _native() -> tuple[Callable[..., Batch], Callable[..., Any]]:

@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from perceiver_jax.inference.image_classification import resized
 from perceiver_jax.inference.model import Model, ask, most_probable
 from perceiver_jax.types import UserError
 
@@ -102,7 +103,7 @@ def central_square(frames: np.ndarray, size: int) -> np.ndarray:
   height, width = frames.shape[1:3]
   side = min(height, width)
   top, left = height // 2 - side // 2, width // 2 - side // 2
-  return resized(frames[:, top:top + side, left:left + side], (size, size), 'linear')
+  return resized(frames[:, top:top + side, left:left + side], (size, size))
 
 
 def present(predictor: Predictor, inputs: Sequence[str], output: str | None) -> Iterator[str]:
@@ -117,3 +118,10 @@ def present(predictor: Predictor, inputs: Sequence[str], output: str | None) -> 
   if output:
     visualize.reconstruction(
       output, again.video, again.video_again, again.audio, again.audio_again, again.sample_rate, labels)
+
+
+def resized(frames: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+  """Resizes [T, H, W, C] uint8 to [T, *shape, C], bilinear, without anti-aliasing, as the authors resize."""
+  full = (*frames.shape[:-3], *shape, frames.shape[-1])
+  values = jax.image.resize(jnp.asarray(frames, jnp.float32), full, 'linear', antialias=False)
+  return np.asarray(jnp.clip(jnp.round(values), 0, 255), np.uint8)

@@ -20,7 +20,7 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
   """Writes a file in one move: a kill leaves the old one or the new one. Raises OSError."""
   path = Path(path)
   unfinished = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-  unfinished.write_text(text)
+  unfinished.write_text(text, encoding='utf-8')
   unfinished.replace(path)
 
 

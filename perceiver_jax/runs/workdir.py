@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from perceiver_jax.config.saved import check_workdir, claim
 from perceiver_jax.config.values import flatten
 from perceiver_jax.processes import parallel
 from perceiver_jax.runs.checkpoint import Checkpoints, saved_steps
+from perceiver_jax.runs.files import disk_errors, write_atomically
 from perceiver_jax.runs.lock import lock
 from perceiver_jax.runs.log import Log, read_history
 from perceiver_jax.types import History, TrainState, Tree, UserError
 
+CLASS_NAMES = 'class_names.json'
 FINISHED_MARK = 'run/finished'               # in the last line of the log of a run that has finished
 
 
@@ -104,6 +108,13 @@ class Workdir:
     if self._checkpoints:
       self._checkpoints.save(step, parallel.unreplicate(state), extras, metrics)
 
+  def write_class_names(self, names: Sequence[str]) -> None:
+    """Writes the names of the classes, for `predict`; keeps those that are there, nothing where there are none."""
+    path = Path(self.path, CLASS_NAMES)
+    if parallel.process_id() == 0 and names and not path.exists():
+      with disk_errors(f'cannot write {path}'):
+        write_atomically(path, json.dumps(list(names), ensure_ascii=False, indent=0))
+
   def wait(self) -> None:
     """Waits for the save under way, as `Checkpoints.wait`."""
     if self._checkpoints:
@@ -112,6 +123,19 @@ class Workdir:
   def history(self) -> History:
     """The log up to now, in process 0."""
     return read_history(self.path)
+
+
+def read_class_names(path: str | os.PathLike) -> tuple[str, ...] | None:
+  """Returns the names of a run's classes; None where it wrote none. Raises UserError for a damaged file."""
+  try:
+    names = json.loads(Path(path, CLASS_NAMES).read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError) as error:
+    raise UserError(f'{Path(path, CLASS_NAMES)} cannot be read: {error}') from error
+  if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    raise UserError(f'{Path(path, CLASS_NAMES)} is damaged: it is no list of names')
+  return tuple(names)
 
 
 def _checkpoints(path: str) -> Path:

@@ -90,6 +90,7 @@ def train(config: ConfigDict, workdir: str, task: Task, *, profile_steps: int = 
     if int(state.step):
       _say(f'Resuming at step {int(state.step)} of {config.num_steps}.', file=sys.stderr)
     folder.open_log(int(state.step))
+    folder.write_class_names(train_set.class_names)
     run = Run(
       config, folder, task, train_set, eval_sets, experiment, interruption, Agreement(interruption))
     if int(state.step) < config.num_steps:

@@ -7,9 +7,10 @@ import cv2
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from perceiver_jax import types
-from perceiver_jax.data import images, pipeline
+from perceiver_jax.data import images, labelled_images, pipeline
 from perceiver_jax.data.dataset import SPLITS
 
 
@@ -153,7 +154,7 @@ def test_a_link_to_a_lost_file_is_a_record_that_cannot_be_read(tmp_path):
   sources = _load_all(_config(root))
   assert len(_all_names(sources)) == 7
   source, index = _find(sources, str(root / 'cat' / '03.png'))
-  with pytest.raises(OSError, match=r'03\.png'):
+  with pytest.raises(ValueError, match=r'03\.png'):
     source[index]
 
 
@@ -263,9 +264,9 @@ def test_many_wrong_classes_are_not_all_listed(tmp_path):
 def test_folders_without_images_are_named(tmp_path):
   (tmp_path / 'cat').mkdir()
   (tmp_path / 'dog').mkdir()
-  (tmp_path / 'dog' / 'film.gif').write_bytes(b'GIF89a')
+  (tmp_path / 'dog' / 'film.mp4').write_bytes(b'')
   message = _error(_config(tmp_path))
-  assert f'There are no images (.jpg, .jpeg, .png, .webp, .bmp) in the class folders of {tmp_path}.' in message
+  assert f'There are no images (.jpg, .png and others that Pillow reads) in the class folders of {tmp_path}.' in message
 
 
 def test_a_split_without_images_is_named(tmp_path):
@@ -293,3 +294,113 @@ def test_an_unknown_split_is_answered_with_the_list(tmp_path, kind):
 
 def test_an_unknown_number_of_channels_is_refused(tmp_path):
   assert 'num_channels is 4' in _error(_config(_folder(tmp_path), num_channels=4))
+
+
+# What is taken for a picture, and for a split
+
+
+@pytest.fixture
+def said(caplog):
+  """What the log says from here on."""
+  caplog.set_level(logging.WARNING, logger='absl')
+  return lambda: caplog.text
+
+
+@pytest.mark.parametrize('name', [
+  'a.tif', 'a.TIFF', 'a.gif', 'a.jfif', 'a.avif', 'a.jpe', 'a.ppm', 'a.pgm', 'a.tga', 'a.ico', 'a.jp2', 'a.webp',
+  'a.dib'])
+def test_every_kind_that_pillow_reads_is_used(tmp_path, name, said):
+  root = _folder(tmp_path, 3)
+  kind = {'.jfif': 'jpeg', '.jpe': 'jpeg', '.tif': 'tiff', '.pgm': 'ppm', '.jp2': 'jpeg2000'}
+  suffix = (tmp_path / name).suffix.lower()
+  Image.fromarray(_picture(16, 16)).save(root / 'dog' / name, kind.get(suffix, suffix[1:]))
+  source, index = _find(_load_all(_config(root)), str(root / 'dog' / name))
+  assert source[index]['image'].shape == (8, 8, 3) and source[index]['label'] == 1
+  assert said() == ''
+
+
+def test_pictures_in_folders_inside_a_class_are_used_and_what_is_left_out_is_counted_by_suffix(tmp_path, said):
+  root = _folder(tmp_path, 3)
+  nested = [_write(root / 'cat' / 'night' / 'indoors' / f'{index}.png') for index in range(4)]
+  for name in ('cat/readme.txt', 'cat/night/notes.TXT', 'labels.csv', 'dog/noname', 'dog/.hidden'):
+    (root / name).write_text('hello')
+  (root / 'dog' / 'again').symlink_to(root / 'dog')  # would be walked for ever
+  sources = _load_all(_config(root))
+  assert set(map(str, nested)) <= set(_all_names(sources)) and len(_all_names(sources)) == 10
+  assert said().count('are left out') == 1
+  assert f'{root}: 5 files are left out, as they are no pictures that can be read: ' in said()
+  assert '2 without a suffix, 1 .csv, 2 .txt' in said()
+
+
+def test_nothing_is_said_where_nothing_is_left_out(tmp_path, said):
+  _load_all(_config(_folder(tmp_path)))
+  assert said() == ''
+
+
+@pytest.mark.parametrize('names, taken', [
+  (('train', 'val', 'test'), 'val/ is validation'), (('train', 'valid', 'test'), 'valid/ is validation'),
+  (('train', 'dev', 'test'), 'dev/ is validation'), (('Train', 'Validation', 'Test'), 'Validation/ is validation'),
+  (('TRAIN', 'VAL', 'TEST'), 'VAL/ is validation'), (('training', 'eval', 'testing'), 'eval/ is validation'),
+])
+def test_folders_of_splits_have_the_names_that_people_use(tmp_path, names, taken, said):
+  for name, num_images in zip(names, (5, 1, 2), strict=True):
+    _folder(tmp_path / name, num_images)
+  sources = _load_all(_config(tmp_path))
+  assert {split: len(source) for split, source in sources.items()} == {'train': 10, 'validation': 2, 'test': 4}
+  assert taken in said()
+
+
+@pytest.mark.parametrize('other, split, told', [
+  ('test', 'test', 'a tenth of train is set aside for validation'),
+  ('val', 'test', 'a tenth of train is set aside for validation, and validation is the test'),
+])
+def test_where_a_split_is_missing_a_tenth_of_train_serves(tmp_path, other, split, told, said):
+  _folder(tmp_path / 'train', 20)
+  _folder(tmp_path / other, 3)
+  sources = _load_all(_config(tmp_path))
+  assert {split: len(source) for split, source in sources.items()} == {'train': 36, 'validation': 4, 'test': 6}
+  assert len(set(_all_names(sources))) == 46 and told in said()
+  assert all(f'/{other}/' in name for name in _names(sources['test']))
+
+
+@pytest.mark.parametrize('names, message', [
+  (('train', 'val', 'valid', 'test'), 'test, train, val, valid are not one for each'),
+  (('train', 'test', 'extra'), 'extra, test, train are not one for each: rename or move what is no split'),
+])
+def test_folders_of_which_some_are_splits_are_the_users_mistake(tmp_path, names, message):
+  for name in names:
+    _folder(tmp_path / name, 3)
+  with pytest.raises(types.UserError, match=message):
+    images.load(_config(tmp_path), 'train', is_training=False)
+
+
+# Names of classes
+
+
+@pytest.mark.parametrize('text', [
+  'Kätzchen\nHund\n', '\ufeffKätzchen\nHund', 'Kätzchen\r\nHund\r\n', 'Kätzchen\nHund\n\n\n', '\n  Kätzchen \n\nHund'])
+def test_names_come_from_a_file_with_whatever_an_editor_leaves_there(tmp_path, text):
+  names = tmp_path / 'names.txt'
+  names.write_bytes(text.encode())
+  config = _labelled(_folder(tmp_path / 'set'), class_names=str(names))
+  assert labelled_images.load(config, 'train', is_training=True).class_names == ('Kätzchen', 'Hund')
+
+
+@pytest.mark.parametrize('data, message', [
+  (b'cat\n', 'names.txt has 1 names, a line each, but data.num_classes is 2'),
+  (b'cat\ndog\nemu\n', 'names.txt has 3 names, a line each, but data.num_classes is 2'),
+  (b'', 'names.txt has 0 names'),
+  ('Kätzchen\nHund'.encode('latin-1'), 'names.txt.*, which is no text in UTF-8: .*Save it as UTF-8'),
+  (None, 'names.txt.*, which cannot be read: No such file'),
+])
+def test_names_that_do_not_serve_are_refused_before_training(tmp_path, data, message):
+  names = tmp_path / 'names.txt'
+  if data is not None:
+    names.write_bytes(data)
+  config = _labelled(_folder(tmp_path / 'set'), class_names=str(names))
+  with pytest.raises(types.UserError, match=message):
+    labelled_images.load(config, 'train', is_training=True)
+
+
+def _labelled(root, **changes):
+  return _config(root, name='images', permutation='none', mixing='none', **changes)

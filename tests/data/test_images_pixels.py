@@ -10,6 +10,7 @@ import pytest
 
 from perceiver_jax.data import images
 from perceiver_jax.data.order import generator
+from perceiver_jax.data.tfds_images import decode
 
 
 def _picture(height=12, width=16):
@@ -27,30 +28,30 @@ def _encoded(mode='RGB', picture=None, **settings):
 
 
 def test_colours_come_as_red_green_blue():
-  red, green, blue = images.decode(_encoded(picture=np.full((8, 8, 3), [250, 120, 10], np.uint8)), 3)[4, 4].astype(int)
+  red, green, blue = decode(_encoded(picture=np.full((8, 8, 3), [250, 120, 10], np.uint8)), 3)[4, 4].astype(int)
   assert red > 200 > green > 50 > blue
 
 
 def test_a_gray_jpeg_becomes_rgb_and_a_coloured_one_gray():
-  gray = images.decode(_encoded('L'), 3)
+  gray = decode(_encoded('L'), 3)
   assert gray.shape == (12, 16, 3)
   np.testing.assert_array_equal(gray[..., 0], gray[..., 2])
   luminance = _picture() @ np.array([0.299, 0.587, 0.114])
   assert np.abs(gray[..., 0] - luminance).mean() < 3
-  assert np.abs(images.decode(_encoded(), 1)[..., 0] - luminance).mean() < 3
+  assert np.abs(decode(_encoded(), 1)[..., 0] - luminance).mean() < 3
 
 
 def test_a_cmyk_jpeg_is_read_in_its_colours():
-  image = images.decode(_encoded('CMYK'), 3)
+  image = decode(_encoded('CMYK'), 3)
   assert np.abs(image.astype(int) - _picture()).mean() < 4
-  assert images.decode(_encoded('CMYK'), 1).shape == (12, 16, 1)
+  assert decode(_encoded('CMYK'), 1).shape == (12, 16, 1)
 
 
 @pytest.mark.parametrize('num_channels', [1, 3])
 def test_a_rotation_noted_in_exif_is_not_applied(num_channels):
   exif = PIL.Image.Exif()
   exif[0x0112] = 6
-  rotated, plain = (images.decode(data, num_channels) for data in (_encoded(exif=exif), _encoded()))
+  rotated, plain = (decode(data, num_channels) for data in (_encoded(exif=exif), _encoded()))
   np.testing.assert_array_equal(rotated, plain)
   assert rotated.shape == (12, 16, num_channels)
 
@@ -58,7 +59,7 @@ def test_a_rotation_noted_in_exif_is_not_applied(num_channels):
 @pytest.mark.parametrize('data', [b'', b'\xff\xd8\xff', b'<html>not found</html>', _encoded()[:300]])
 def test_a_broken_image_is_a_value_error(data):
   with pytest.raises(ValueError, match=r'broken|refuses'):
-    images.decode(data, 3)
+    decode(data, 3)
 
 
 def _header_only(size):
@@ -70,13 +71,13 @@ def _header_only(size):
 
 def test_an_image_too_large_for_memory_is_a_value_error():
   with pytest.raises(ValueError, match='refuses it'):
-    images.decode(_header_only(40_000), 3)
+    decode(_header_only(40_000), 3)
 
 
 @pytest.mark.slow
 def test_an_image_of_more_than_2_to_the_27_pixels_is_refused_before_it_is_decoded():
   """In a process of its own: OpenCV takes the limit that it finds when it is first imported."""
-  program = f'from perceiver_jax.data import images; images.decode({_header_only(12_000)!r}, 3)'
+  program = f'from perceiver_jax.data.tfds_images import decode; decode({_header_only(12_000)!r}, 3)'
   result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=300)
   assert 'ValueError: OpenCV refuses it: pixels <= CV_IO_MAX_IMAGE_PIXELS' in result.stderr
 

@@ -149,7 +149,7 @@ def test_gray_and_cmyk_pictures_become_rgb(imagenet):
 def test_a_gray_model_gets_gray_pictures(imagenet):
   example = tfds_images.load(_config(imagenet, num_channels=1), 'test', is_training=False).source[0]
   assert example['image'].shape == (*_pixels(40).shape[:2], 1)
-  assert tfds_images.view(example['image'], 16).shape == (16, 16, 1)
+  assert tfds_images.view(example['image'], ConfigDict({'image_size': 16})).shape == (16, 16, 1)
 
 
 def test_a_rotation_noted_by_a_camera_is_not_applied(tmp_path):
@@ -227,13 +227,13 @@ def test_a_picture_is_tiny_by_its_shorter_side_and_fits_a_model_of_any_size(heig
   side = min(height, width)
   top, left = (height - side + 1) // 2, (width - side + 1) // 2
   whole = image[top:top + side, left:left + side]
-  np.testing.assert_array_equal(tfds_images.view(image, 48), augmentation.resize(whole, 48))
+  np.testing.assert_array_equal(tfds_images.view(image, ConfigDict({'image_size': 48})), augmentation.resize(whole, 48))
 
 
 def test_an_evaluation_sees_all_of_a_tiny_picture_and_the_centre_of_a_larger_one():
   tiny, larger = _tiny(), _tiny(64, 64)
-  np.testing.assert_array_equal(tfds_images.view(tiny, 32), tiny)
-  np.testing.assert_array_equal(tfds_images.view(larger, 56), larger[4:60, 4:60])
+  np.testing.assert_array_equal(tfds_images.view(tiny, ConfigDict({'image_size': 32})), tiny)
+  np.testing.assert_array_equal(tfds_images.view(larger, ConfigDict({'image_size': 56})), larger[4:60, 4:60])
   seen = tfds_images.augment(larger, 56, np.random.default_rng(0))
   np.testing.assert_array_equal(seen, augmentation.augment_training(larger, 56, np.random.default_rng(0)))
 

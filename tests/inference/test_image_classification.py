@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from perceiver_jax.inference.image_classification import central_crop, predict, resized
+from perceiver_jax.data import labelled_images
+from perceiver_jax.inference.image_classification import predict
 from perceiver_jax.inference.model import as_image
 from perceiver_jax.types import UserError
 from tests.tasks.tiny import random_model, read_config
@@ -22,61 +22,8 @@ def model():
   return random_model(read_config('imagenet:debug'))
 
 
-# The crop.
-
-
-def _weights(length, size):
-  """[size, length]: the kernel of Keys with a = -0.5 about each output pixel's centre; beyond the border is nothing."""
-  place = (np.arange(size) + 0.5) * length / size - 0.5
-  x = np.abs(place[:, None] - np.arange(length))
-  inner, outer = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
-  weights = np.where(x < 1, inner, np.where(x < 2, outer, 0))
-  return weights / weights.sum(1, keepdims=True)
-
-
-def _reference(image, size):
-  height, width, _ = image.shape
-  side = int(224 / 256 * min(height, width))
-  top, left = (height - side + 1) // 2, (width - side + 1) // 2
-  cut = image[top:top + side, left:left + side].astype(float)
-  both = np.einsum('ih,jw,hwc->ijc', _weights(side, size), _weights(side, size), cut, optimize=True)
-  return np.clip(both, 0, 255)
-
-
-@pytest.mark.parametrize('shape, size', [
-  ((20, 30), 16), ((31, 20), 16), ((33, 33), 16), ((9, 40), 16), ((300, 257), 224), ((17, 16), 16),
-])
-def test_the_central_square_is_cut_and_resized_by_cubics(shape, size):
-  image = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
-  found = central_crop(image, size)
-  assert (found.shape, found.dtype) == ((size, size, 3), np.uint8)
-  assert np.abs(found - _reference(image, size)).max() < 0.51
-
-
-def test_the_square_is_where_the_authors_have_it():
-  """224 / 256 of the shorter side, and where it cannot be in the middle, a pixel further to the bottom right."""
-  rows, columns = np.meshgrid(np.arange(257), np.arange(300), indexing='ij')
-  image = np.stack([rows % 256, columns % 256, rows // 256], -1).astype(np.uint8)
-  crop = central_crop(image, 224)          # int(224.875) = 224: cut, not resized
-  np.testing.assert_array_equal(crop, image[17:17 + 224, 38:38 + 224])
-
-
-def test_a_picture_of_the_right_size_stays_as_it_is():
-  image = RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-  assert central_crop(image, 16) is image
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 255))
-def test_pictures_of_every_size_have_a_crop_and_one_colour_stays_it(height, width, level):
-  crop = central_crop(np.full((height, width, 3), level, np.uint8), 8)
-  np.testing.assert_array_equal(crop, np.full((8, 8, 3), level))
-
-
-def test_frames_are_resized_one_by_one():
-  frames = RNG.integers(0, 256, (2, 9, 7, 3), dtype=np.uint8)
-  np.testing.assert_array_equal(
-    resized(frames, (5, 6)), np.stack([resized(frame, (5, 6)) for frame in frames]))
+def _view(model):
+  return labelled_images.view(PICTURE, model.config.data)
 
 
 # What is taken for a picture.
@@ -125,13 +72,13 @@ def test_what_is_no_picture_is_the_users_mistake(model, image, message):
 
 def test_the_most_probable_classes_come_first(model):
   found = predict(model, PICTURE, top_k=5)
-  logits = model.run({'image': central_crop(PICTURE, 16)[None]})['logits'][0].astype(float)
+  logits = model.run({'image': _view(model)[None]})['logits'][0].astype(float)
   expected = np.exp(logits) / np.exp(logits).sum()
   np.testing.assert_array_equal(found.indices, np.argsort(-expected))
   np.testing.assert_allclose(found.probabilities, np.sort(expected)[::-1], rtol=1e-5)
   assert found.names == tuple(f'class {i}' for i in found.indices)
   assert found.captured is None
-  np.testing.assert_array_equal(found.image, central_crop(PICTURE, 16))
+  np.testing.assert_array_equal(found.image, _view(model))
 
 
 def test_as_many_classes_are_named_as_are_asked_for(model):
@@ -157,12 +104,12 @@ def test_another_number_of_names_is_the_users_mistake(model, options, message):
     predict(model, PICTURE, **options)
 
 
-def test_a_model_of_grey_pictures_sees_the_mean_of_the_colours():
+def test_a_model_of_grey_pictures_sees_them_as_itu_r_601_says():
   model = random_model(read_config('digits:debug'))
   colours = RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)
   found = predict(model, colours)
   assert found.image.shape == (8, 8, 1)
-  np.testing.assert_array_equal(found.image[..., 0], np.rint(colours.mean(-1)))
+  assert np.abs(found.image[..., 0] - colours @ np.array([0.299, 0.587, 0.114])).max() < 0.51
   np.testing.assert_array_equal(predict(model, found.image[..., 0]).image, found.image)
 
 

@@ -2,14 +2,17 @@
 
 import pathlib
 import pickle
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import perceiver_jax
+from perceiver_jax.commands.convert import convert
 from perceiver_jax.commands.train import train
-from perceiver_jax.inference.labels import class_names
+from perceiver_jax.data.labels import class_names
 from perceiver_jax.inference.predictor import load
 from perceiver_jax.interop import deepmind, zoo
 from perceiver_jax.runs import weights
@@ -219,7 +222,7 @@ def test_released_models_have_a_name_for_every_class():
   for experiment, count, first in released:
     config = read_config(experiment)
     config.data.num_classes = count
-    names = class_names(config)
+    names = class_names(config.data)
     assert len(names) == count and first in names[0]
     assert all(name and name == name.strip() for name in names)
 
@@ -228,19 +231,40 @@ def test_names_may_come_from_a_file_of_ones_own(tmp_path):
   config = read_config('imagenet:debug', **{'data.class_names': str(tmp_path / 'names.txt'), 'data.num_classes': 5})
   (tmp_path / 'names.txt').write_text('cat\ndog\nemu\nfox\nÿ\n', encoding='utf-8')
   params, state = random_trees(config)
-  weights.save(tmp_path / 'model', config, params, state, class_names=class_names(config))
+  weights.save(tmp_path / 'model', config, params, state, class_names=class_names(config.data))
   predict = load(tmp_path / 'model').predict
   assert set(predict(BATCHES['picture']['image'][0]).names) == {'cat', 'dog', 'emu', 'fox', 'ÿ'}
   assert set(predict(BATCHES['picture']['image'][0], class_names=tuple('abcde')).names) == set('abcde')
 
 
-def test_names_of_another_number_of_classes_are_none_and_a_missing_file_is_named(tmp_path):
-  assert class_names(read_config('imagenet:debug')) is None  # 5 classes, 1,000 names
+def test_names_of_the_package_of_another_number_of_classes_are_none_and_a_missing_file_is_named(tmp_path):
+  assert class_names(read_config('imagenet:debug').data) is None  # 5 classes, 1,000 names
   with pytest.raises(UserError, match=r"data.class_names is '.*missing.txt', which cannot be read"):
-    class_names(read_config('imagenet:debug', **{'data.class_names': str(tmp_path / 'missing.txt')}))
+    class_names(read_config('imagenet:debug', **{'data.class_names': str(tmp_path / 'missing.txt')}).data)
 
 
 # A run.
+
+
+@pytest.mark.slow
+def test_a_run_and_its_converted_weights_know_the_names_of_the_folders(tmp_path, capsys):
+  names = ('Kätzchen', 'big dog')
+  for name in names:
+    (tmp_path / 'photos' / name).mkdir(parents=True)
+    for index in range(5):
+      Image.fromarray(BATCHES['picture']['image'][0]).save(tmp_path / 'photos' / name / f'{index}.png')
+  config = pathlib.Path(__file__).resolve().parents[2] / 'configs' / 'images.py'
+  assert train([
+    'train', f'--config={config}:debug', f'--workdir={tmp_path}/run', f'--config.data.path={tmp_path}/photos',
+    '--config.data.num_classes=2', '--config.num_steps=2', '--config.optimizer.warmup_steps=0']) == 0
+  shutil.rmtree(tmp_path / 'photos')        # the run needs it no more
+  assert convert(['convert', str(tmp_path / 'run'), str(tmp_path / 'model')]) == 0
+  capsys.readouterr()
+  for model in ('run', 'model'):
+    assert set(load(tmp_path / model).predict(BATCHES['picture']['image'][0]).names) == set(names)
+  (tmp_path / 'run' / 'class_names.json').write_text('{"0": "cat"}')
+  with pytest.raises(UserError, match=r'class_names\.json is damaged: it is no list of names'):
+    load(tmp_path / 'run')
 
 
 @pytest.mark.slow
