@@ -69,6 +69,24 @@ class TrainState(NamedTuple):
   num_skipped: Array                        # [] int32, non-finite updates skipped in a row up to now
 
 
+def to_array(name: str, value: Any) -> np.ndarray:
+  """Returns numbers of any library as a NumPy array: lists, JAX's, PyTorch's on any device and with a gradient.
+
+  bfloat16 and narrower floats become float32. Raises UserError, with the name, for what is no array.
+  """
+  try:
+    if hasattr(value, 'detach'):            # PyTorch's; NumPy knows no bfloat16
+      value = value.detach().cpu()
+      array = np.asarray(value.float() if value.is_floating_point() and value.element_size() < 4 else value)
+    elif isinstance(value, list | tuple) and value and hasattr(value[0], 'detach'):
+      array = np.stack([to_array(name, each) for each in value])
+    else:
+      array = np.asarray(value)
+  except (RuntimeError, TypeError, ValueError) as error:  # PyTorch's refusals are of all kinds
+    raise UserError(f'{name} cannot be made an array: {error}') from error
+  return array.astype(np.float32) if array.dtype.name.startswith(('bfloat', 'float8')) else array
+
+
 def blank_batch(spec: Spec, size: int) -> dict[str, np.ndarray]:
   """Returns a batch of zeros, of weight 1, that takes no memory: it serves to trace and to initialise.
 

@@ -38,7 +38,8 @@ ROOMS = {
   'training': {'config', 'metrics', 'processes', 'runs', 'training', *BASE},
   'interop': {'config', 'interop', 'runs.weights', *BASE},
   'inference': {
-    'config', 'data.byte_tokenizer', 'inference', 'interop', 'runs.files', 'runs.weights', 'tasks', *BASE},
+    'config', 'data.byte_tokenizer', 'inference', 'interop', 'processes.parallel', 'runs.files', 'runs.weights',
+    'tasks', *BASE},
   'planning': {'config', 'inference', 'planning', 'processes', 'tasks', 'training', *BASE},
   'configs': {'config', 'configs'},
   'perceiver_jax': {'core', 'inference'},

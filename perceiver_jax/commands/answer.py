@@ -35,6 +35,8 @@ def answer(read: Callable[[list[str]], Callable[[], int]], argv: Sequence[str] |
       return _refuse(error, 2)
     except RecursionError:  # absl, over a flag of a thousand letters that is none of its
       return _refuse(UserError('one of the arguments is no flag, and very long'), 2)
+    if not __debug__:                       # asserts, of Haiku, chex and ours, hold the program together
+      raise UserError('python -O leaves out checks that this program needs: run it without -O and PYTHONOPTIMIZE')
     return work()
   except (Exception, KeyboardInterrupt) as error:
     return explain(error)

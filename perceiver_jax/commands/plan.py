@@ -95,6 +95,7 @@ def _plan(path: str, config: ConfigDict, given: dict[str, Any]) -> int:
   from perceiver_jax.processes import parallel
 
   announce = functools.partial(print, file=sys.stderr, flush=True)
+  parallel.check_device()
   num_devices = given['devices'] or parallel.num_devices()
   budget = {name: given[name] for name in ('memory_gib', 'gflops')}
   texts, fitted = [], {}

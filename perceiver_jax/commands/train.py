@@ -8,6 +8,7 @@ On several machines the same command is started on each: see `processes.parallel
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -69,7 +70,15 @@ def _read(argv: list[str]) -> Callable[[], int]:
     raise UserError('--workdir is missing: the folder that holds the run, for example --workdir=runs/digits')
   check_local('--workdir', flag_values.workdir)
   check(config)
+  _check_apart(flag_values.workdir, config.get('data', {}).get('path'))
   return functools.partial(_train, config, flag_values.workdir, flag_values.profile, processes(flag_values))
+
+
+def _check_apart(workdir: str, data: str | None) -> None:
+  """Raises UserError for a run that would be written among its own data."""
+  if data and os.path.isdir(data) and os.path.realpath(workdir) == os.path.realpath(data):
+    raise UserError(f'--workdir={workdir} holds the data; give the run a folder of its own, for example '
+                    f'--workdir=runs/{os.path.basename(os.path.realpath(data))}')
 
 
 def _check_other_flags(argv: Sequence[str], flag_values: flags.FlagValues) -> None:

@@ -17,12 +17,25 @@ from pathlib import Path
 from types import ModuleType
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FieldReference, config_flags
 
 from perceiver_jax.config.values import flatten, likeness, nearest
 from perceiver_jax.types import UserError
 
 _EXPECTED = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'text', tuple: 'a tuple'}
+# What the field also says for our keys.
+_SYNONYMS = {
+  'learning_rate': 'peak_lr', 'lr': 'peak_lr', 'base_lr': 'peak_lr', 'wd': 'weight_decay', 'decay': 'weight_decay',
+  'grad_clip': 'max_norm', 'clip': 'max_norm', 'clip_norm': 'max_norm', 'warmup': 'warmup_steps',
+  'epochs': 'num_steps', 'num_epochs': 'num_steps', 'steps': 'num_steps', 'max_steps': 'num_steps',
+  'train_steps': 'num_steps', 'bs': 'batch_size', 'batch': 'batch_size', 'accumulate': 'micro_batches',
+  'depth': 'num_self_attends_per_block', 'num_layers': 'num_self_attends_per_block',
+  'layers': 'num_self_attends_per_block', 'blocks': 'num_blocks', 'latents': 'num_latents', 'dim': 'latent_channels',
+  'width': 'latent_channels', 'hidden_size': 'latent_channels', 'heads': 'num_self_heads',
+  'num_heads': 'num_self_heads', 'dropout': 'dropout_prob', 'attention_dropout': 'attention_dropout_prob',
+  'classes': 'num_classes', 'resolution': 'image_size', 'dataset': 'name', 'data_dir': 'path', 'ema': 'ema_decay',
+  'dtype': 'precision', 'checkpoint': 'init_from', 'pretrained': 'init_from', 'random_seed': 'seed',
+}
 _OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]*)')
 
 
@@ -54,6 +67,7 @@ def override(config: ConfigDict, argv: Sequence[str], flag_values: flags.FlagVal
   keys = flatten(config)
   for match in filter(None, map(_OVERRIDE.match, argv)):
     _check_key(match[1], keys)
+  argv = _without_unset(config, argv)
   config_flags.DEFINE_config_dict('config', config, flag_values=flag_values, sys_argv=[*argv])
   try:
     return flag_values(argv)
@@ -71,9 +85,30 @@ def override(config: ConfigDict, argv: Sequence[str], flag_values: flags.FlagVal
     raise UserError(f'{wrong[1]}: expected {_EXPECTED[kind]} ({kind.__name__}); the config has {now!r}') from error
 
 
+def _without_unset(config: ConfigDict, argv: Sequence[str]) -> list[str]:
+  """Sets to None each placeholder that `--config.key=None` names, and returns the rest of `argv`.
+
+  absl would read None as a number, or as the text 'None'.
+  """
+  rest = []
+  for argument in argv:
+    key, _, value = argument.lstrip('-').removeprefix('config.').partition('=')
+    section, _, leaf = key.rpartition('.')
+    if value == 'None' and _OVERRIDE.match(argument):
+      fields = dict((config[section] if section else config).items(preserve_field_references=True))
+      if isinstance(fields.get(leaf), FieldReference):
+        config.update_from_flattened_dict({key: None})
+        continue
+    rest.append(argument)
+  return rest
+
+
 def _nearest_key(wrong: str, keys: Iterable[str]) -> str:
-  """By the whole dotted key and by its last part, so that a forgotten section is found too."""
+  """By the field's other words for it, the whole dotted key and its last part: a forgotten section is found too."""
   leaf = wrong.rpartition('.')[2]
+  meant = [key for key in keys if key.rpartition('.')[2] == _SYNONYMS.get(leaf)]
+  if meant:
+    return meant[0]
   return max(keys, key=lambda key: likeness(wrong, key) + likeness(leaf, key.rpartition('.')[2]))
 
 

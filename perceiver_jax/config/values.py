@@ -34,8 +34,9 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 # The range of a number, by the last word of its key. The first pattern that matches counts.
 _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
   ('num_blocks|warmup_steps|weight_decay|max_norm|peak_lr|init_scale', 'at least 0', lambda x: x >= 0),
-  ('ema_decay|label_smoothing|constant_share', 'from 0 to 1', lambda x: 0 <= x <= 1),
-  ('.*_prob', 'at least 0 and less than 1', lambda x: 0 <= x < 1),
+  ('label_smoothing|constant_share', 'from 0 to 1', lambda x: 0 <= x <= 1),
+  ('seed', 'from 0 to 2 ** 32 - 1: JAX would take another one', lambda x: 0 <= x < 2**32),
+  ('ema_decay|.*_prob', 'at least 0 and less than 1', lambda x: 0 <= x < 1),
   ('num_.*|.*_steps|.*_seconds|.*_size|.*channels|.*widening|keep_last|micro_batches|max_skipped',
    'at least 1', lambda x: x >= 1),
 )
@@ -64,6 +65,9 @@ def check(config: ConfigDict) -> None:
   for key, value in flatten(config).items():
     if key.rpartition('.')[2] in ('path', 'init_from'):
       check_local(f'config.{key}', value)
+      if value == '':
+        raise UserError(f'config.{key} is empty, as from a variable of the shell that is not set: '
+                        'give it a path, or leave it out')
     if key in CHOICES and value not in CHOICES[key]:
       words = CHOICES[key]
       guess = f'; did you mean {nearest(value, words)!r}?' if isinstance(value, str) else ';'

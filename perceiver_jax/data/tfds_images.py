@@ -109,9 +109,10 @@ def load(config: ConfigDict, split: str, *, is_training: bool) -> Dataset:
   if config.num_channels not in (1, 3):
     raise UserError(f'config.data.num_channels is {config.num_channels}; images have 1 (gray) or 3 (RGB).')
   if config.path is None:
-    build = tfds_directory.how_to_build(pathlib.Path('DIR/imagenet2012'))
+    name = {10: 'cifar10', 100: 'cifar100'}.get(config.num_classes, 'imagenet2012')
+    build = tfds_directory.how_to_build(pathlib.Path('DIR', name))
     raise UserError('The data set tfds_images needs the directory of a TFDS set: '
-                    f'set --config.data.path=DIR/imagenet2012. {build}')
+                    f'set --config.data.path=DIR/{name}. {build}')
   directory = tfds_directory.find(pathlib.Path(config.path).expanduser())
   builder = tfds_directory.open_directory(directory)
   info = builder.info

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from perceiver_jax.data import byte_tokenizer
 from perceiver_jax.tasks import make_task
-from perceiver_jax.types import ALWAYS, Batch, Spec, Task, Tree, UserError, blank_batch
+from perceiver_jax.types import ALWAYS, Batch, Spec, Task, Tree, UserError, blank_batch, to_array
 
 
 class Model(NamedTuple):
@@ -77,10 +77,7 @@ def _checked(spec: Spec, batch: Any) -> dict[str, np.ndarray]:
     raise UserError(f'this model has no input {unknown[0]!r}; it takes {", ".join(required)}')
   arrays = {}
   for name, value in batch.items():
-    try:
-      arrays[name] = np.asarray(value)
-    except (RuntimeError, TypeError, ValueError) as error:  # PyTorch's refusals are of all kinds
-      raise UserError(f'{name} cannot be made an array: {error}') from error
+    arrays[name] = to_array(name, value)
     if arrays[name].dtype.kind in 'OSUMmc':
       raise UserError(f'{name} is of {arrays[name].dtype}, but a model takes real numbers')
     if arrays[name].shape[:1] == (0,):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
@@ -25,6 +26,7 @@ from perceiver_jax.types import Tree, UserError
 
 # An average over so many batches that 1 - decay ** count is 1: their average corrects no bias, so ours must not either.
 _MANY_BATCHES = 1000
+_FIRST = 'perceiver.'                       # of most of their names
 _COUNTER = '.num_batches_tracked'
 _TO_OURS, _TO_THEIRS = (2, 3, 1, 0), (3, 2, 0, 1)  # axes of a convolution's weights
 
@@ -100,9 +102,10 @@ def convert(state_dict: Mapping[str, np.ndarray], config: ConfigDict, template: 
       is_training=True, also under `jax.eval_shape`.
 
   Raises:
-    UserError: names every entry that is missing, unknown, of another shape, or not of floats; or the first that hold a
-      NaN or an infinity.
+    UserError: names the first ten entries that are missing, unknown, of another shape, or not of floats; or those
+      that hold a NaN or an infinity.
   """
+  state_dict = _without_prefix(state_dict)
   problems, used, converted = [], set(), {}
   trees: tuple[Tree, Tree] = ({}, {})
   for tree, wanted in zip(trees, template, strict=True):
@@ -125,10 +128,27 @@ def convert(state_dict: Mapping[str, np.ndarray], config: ConfigDict, template: 
           with np.errstate(over='ignore'):  # the infinities are told of
             tree[module][leaf] = converted[name] = np.array(turned, np.float32, order='C')
   problems += [f'{name} is unknown' for name in sorted(state_dict.keys() - used) if not name.endswith(_COUNTER)]
+  problems = list(dict.fromkeys(problems))
   if problems:
-    raise UserError(f'these parameters of Hugging Face do not fit their config: {"; ".join(dict.fromkeys(problems))}')
+    more = f'; and {len(problems) - 10} more' if len(problems) > 10 else ''
+    raise UserError(f'these parameters of Hugging Face do not fit their config: {"; ".join(problems[:10])}{more}')
   weights.check_finite(converted, 'these parameters of Hugging Face')
   return trees
+
+
+def _without_prefix(state_dict: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+  """Takes off what wrappers of PyTorch put before every name: `_orig_mod.` of compile, `module.` of DataParallel ..."""
+  prefix = ''
+  names = list(state_dict)
+  while names and not any(name.startswith(_FIRST) for name in names):
+    first = names[0].partition('.')[0] + '.'
+    if first == names[0] + '.' or not all(name.startswith(first) for name in names):
+      return state_dict
+    prefix, names = prefix + first, [name.removeprefix(first) for name in names]
+  if not prefix:
+    return state_dict
+  logging.warning('The names of these parameters begin with %s, which is left out.', prefix)
+  return {name.removeprefix(prefix): array for name, array in state_dict.items()}
 
 
 def to_state_dict(params: Tree, state: Tree, config: ConfigDict) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from ml_collections import ConfigDict
 
-from perceiver_jax.types import Array, UserError
+from perceiver_jax.types import Array, UserError, to_array
 
 _FRAMES, _PATCH_VALUES = 2, 27             # of a pixel of their flow model: 3 x 3 pixels of 3 colours, in each frame
 
@@ -34,17 +34,20 @@ def inputs_of(config: ConfigDict, architecture: str, inputs: Mapping[str, Any]) 
     UserError: unknown, missing or contradictory arguments; shapes, kinds or values that the model does not take.
   """
   layout = _layout(architecture)
-  if unknown := sorted(inputs.keys() - {*layout.names, *layout.extras, 'attention_mask'}):
+  if unknown := sorted(inputs.keys() - {*layout.names, *layout.extras, *_OTHERS, *_HARMLESS, 'attention_mask'}):
     raise UserError(f'{architecture} takes {", ".join((*layout.names, *layout.extras))} and attention_mask; '
                     f'not {", ".join(unknown)}')
-  given = {name: value for name, value in inputs.items() if value is not None}
+  given = {name: value for name, value in inputs.items() if value is not None and name not in _HARMLESS}
+  for name, why in _OTHERS.items():
+    if given.get(name) is not None and given[name] is not False:
+      raise UserError(f'{name} is not taken: {why}')
   named = [name for name in layout.names if name in given]
   if len(named) != 1:
     raise UserError(
       f'{architecture} takes one of {" and ".join(layout.names)}; there is {" and ".join(named) or "none"}')
   batch, order = layout.batch(config, given[named[0]], given)
   if 'attention_mask' in given:
-    valid = np.asarray(given['attention_mask'])
+    valid = to_array('attention_mask', given['attention_mask'])
     expected = [len(next(iter(batch.values()))), len(order)]
     if list(valid.shape) != expected:
       raise UserError(f'attention_mask is {list(valid.shape)}, but there are {expected} elements')
@@ -60,6 +63,17 @@ def logits_of(config: ConfigDict, architecture: str, outputs: Mapping[str, Array
   """
   return _layout(architecture).logits(outputs)
 
+
+# Arguments of their forward passes: what serves in place of those that are not taken; and what changes nothing here.
+_OTHERS = {
+  'labels': 'they serve a loss, and here are logits alone; compute it from them',
+  'output_attentions': 'run(batch, capture=True) returns the attention maps in outputs["captured"]',
+  'output_hidden_states': 'run(batch, capture=True) returns the latents in outputs["captured"]',
+  'interpolate_pos_encoding':
+    'resize the images to those of the model; --config.init_from interpolates positions where it is trained on',
+  'head_mask': 'no heads are left out here',
+}
+_HARMLESS = ('return_dict',)
 
 _Batch: TypeAlias = tuple[dict[str, np.ndarray], np.ndarray]  # our batch; and for each of our elements, which of theirs
 
@@ -78,7 +92,7 @@ def _layout(architecture: str) -> _Layout:
 
 
 def _text_batch(config: ConfigDict, value: Any, given: Mapping[str, Any]) -> _Batch:
-  tokens = np.asarray(value)
+  tokens = to_array('tokens', value)
   max_length, vocab_size = config.data.max_length, config.data.vocab_size
   if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or not 0 < tokens.shape[1] <= max_length:
     raise UserError(
@@ -135,7 +149,7 @@ def _points(points: Any, num_outputs: Mapping[str, int], batch_size: int) -> dic
     raise UserError("subsampled_output_points is {'image': indices, 'audio': indices, 'label': None}")
   chosen = {}
   for name, ours in (('image', 'video_points'), ('audio', 'audio_points')):
-    indices = np.asarray(points[name])
+    indices = to_array(f'subsampled_output_points[{name!r}]', points[name])
     if indices.ndim != 1 or not indices.size or not np.issubdtype(indices.dtype, np.integer) or (
         indices.min() < 0 or indices.max() >= num_outputs[name]):
       raise UserError(
@@ -146,7 +160,7 @@ def _points(points: Any, num_outputs: Mapping[str, int], batch_size: int) -> dic
 
 def _floats(what: str, value: Any, shape: tuple[str | int, ...]) -> np.ndarray:
   """float32 of `value`, whose axes must be those of `shape`; a number there is the size that an axis must have."""
-  array = np.asarray(value)
+  array = to_array(what, value)
   fits = array.ndim == len(shape) and all(
     size == wanted if isinstance(wanted, int) else size > 0 for size, wanted in zip(array.shape, shape, strict=True))
   if not fits or not np.issubdtype(array.dtype, np.floating):

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import json
 import math
+import os
 import signal
 import socket
 import sys
@@ -47,10 +48,11 @@ def join(coordinator_address: str | None, num_processes: int | None, process_id:
 
   Raises:
     UserError: only some of the arguments are given and the rest is not to be found, they are out of range, the address
-      is taken, the others do not come, or do not have as many devices.
+      is taken, the others do not come, or do not have as many devices, or there is none.
   """
   is_told = (coordinator_address, num_processes, process_id) != (None, None, None)
   if num_processes == 1 or (not is_told and xla_bridge.backends_are_initialized()):
+    check_device()
     return
   if coordinator_address:
     _check_address(coordinator_address, is_ours=process_id == 0)
@@ -69,9 +71,20 @@ def join(coordinator_address: str | None, num_processes: int | None, process_id:
   except RuntimeError as error:
     raise UserError(f'the processes of this run do not find each other: {error}\n'
                     '--num_processes=1 trains with this process alone') from error
+  check_device()
   counts = collections.Counter(device.process_index for device in jax.devices())
   if len(set(counts.values())) > 1:
     raise UserError(f'processes must have equally many devices; processes 0, 1 ... have {sorted(counts.items())}')
+
+
+def check_device() -> None:
+  """Raises UserError where JAX finds no device of the kind that it is told to use."""
+  try:
+    jax.devices()
+  except (AssertionError, RuntimeError) as error:  # JAX asserts that it has found one
+    platforms = os.environ.get('JAX_PLATFORMS', '')
+    raise UserError(f'JAX finds no device for JAX_PLATFORMS={platforms!r}: {str(error) or "there is none"}. '
+                    'Unset JAX_PLATFORMS to use what there is, or install the jax of that platform') from error
 
 
 def _check_address(address: str, *, is_ours: bool) -> None:

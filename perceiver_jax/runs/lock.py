@@ -35,6 +35,9 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
     UserError: another run holds it, or `workdir`/lock cannot be written.
   """
   path = Path(workdir, LOCK)
+  for folder in (path.parent, *path.parents[1:]):
+    if folder.exists() and not folder.is_dir():
+      raise UserError(f'{workdir} cannot hold a run: {folder} is a file, and not a folder; choose another --workdir')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # NFS locks only what is open for writing

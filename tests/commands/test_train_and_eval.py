@@ -403,3 +403,51 @@ def test_an_address_of_a_storage_is_refused_by_every_command_before_anything_is_
   exit_code, said = answer(command, *arguments)
   assert exit_code == 2 and len(said) == 1 and 'is an address, and only paths of this machine serve' in said[0]
   assert [path.name for path in tmp_path.iterdir()] == ['configs']
+
+
+# What the environment and the command line can be
+
+
+@pytest.mark.parametrize('command', [
+  ['train.py', '--config=configs/digits.py:debug', '--workdir={folder}/run'],
+  ['-m', 'perceiver_jax', 'plan', '--config=configs/digits.py:debug'],
+])
+def test_a_platform_that_is_not_there_is_blamed_and_nothing_else(tmp_path, command):
+  arguments = [part.format(folder=tmp_path) for part in command]
+  done = _start(*arguments, cwd=ROOT, env={**os.environ, 'JAX_PLATFORMS': 'cuda', 'XLA_FLAGS': ''})
+  assert done.returncode == 1
+  assert done.stderr.splitlines()[-1].startswith("error: JAX finds no device for JAX_PLATFORMS='cuda'")
+  assert 'Traceback' not in done.stderr and 'checkpoint' not in done.stderr
+
+
+def test_pictures_are_drawn_whatever_backend_a_notebook_names(tmp_path):
+  program = (
+    'import os, numpy as np\nfrom perceiver_jax import visualize\n'
+    'frame = np.zeros((8, 8, 3), np.uint8)\n'
+    f'visualize.flow_picture({str(tmp_path / "a.png")!r}, frame, frame, np.zeros((8, 8, 2)))\n'
+    'assert os.environ["MPLBACKEND"].startswith("module://")\n')
+  done = _start('-c', program, cwd=ROOT, env={**os.environ, 'MPLBACKEND': 'module://matplotlib_inline.backend_inline'})
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / 'a.png').exists()
+
+
+def test_python_without_asserts_is_refused_in_a_line():
+  done = _start('-O', 'train.py', '--config=configs/digits.py:debug', '--workdir=run', cwd=ROOT)
+  assert (done.returncode, done.stderr) == (
+    1, 'error: python -O leaves out checks that this program needs: run it without -O and PYTHONOPTIMIZE\n')
+
+
+@pytest.mark.parametrize('below', ['', 'a', 'a/b'])
+def test_a_file_in_place_of_a_workdir_is_named(tmp_path, capsys, below):
+  (tmp_path / 'file').write_text('')
+  path = tmp_path / 'file' / below if below else tmp_path / 'file'
+  assert train(['train.py', f'--config={ROOT}/configs/digits.py:debug', f'--workdir={path}']) == 1
+  assert f'{tmp_path}/file is a file, and not a folder; choose another --workdir' in capsys.readouterr().err
+
+
+def test_a_run_is_not_written_among_its_data(tmp_path, capsys):
+  (tmp_path / 'photos' / 'cat').mkdir(parents=True)
+  assert train([
+    'train.py', f'--config={ROOT}/configs/images.py:debug', f'--workdir={tmp_path}/photos/',
+    f'--config.data.path={tmp_path}/photos', '--config.data.num_classes=1']) == 2
+  assert 'holds the data; give the run a folder of its own' in capsys.readouterr().err

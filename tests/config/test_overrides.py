@@ -7,7 +7,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from perceiver_jax.config import overrides
-from perceiver_jax.config.values import CHOICES, check, parse_best
+from perceiver_jax.config.values import CHOICES, check, flatten, parse_best
 from perceiver_jax.types import UserError
 from tests.conftest import ROOT
 
@@ -67,3 +67,48 @@ def test_a_word_that_a_key_does_not_know_is_answered_with_the_nearest_when_the_c
   inner[leaf] = word[:-1] + '~'
   with pytest.raises(UserError, match=rf'^{key} is .*did you mean .* It is one of {word}, '):
     check(config)
+
+
+def _overridden(*arguments, experiment='digits'):
+  config = overrides.load(f'{ROOT}/configs/{experiment}.py')
+  overrides.override(config, ['train.py', *arguments], flags.FlagValues())
+  return config
+
+
+@pytest.mark.parametrize('key', ['ema_decay', 'init_from', 'data.path', 'data.class_names', 'model.qk_channels'])
+def test_none_unsets_any_placeholder(key):
+  set_ = overrides.load(f'{ROOT}/configs/digits.py')
+  value = {'ema_decay': 0.5, 'model.qk_channels': 8}.get(key, 'somewhere')
+  set_.update_from_flattened_dict({key: value})
+  overrides.override(set_, ['train.py', f'--config.{key}=None', '--config.seed=3'], flags.FlagValues())
+  assert flatten(set_)[key] is None and set_.seed == 3
+
+
+def test_none_does_not_unset_a_key_that_needs_a_value():
+  with pytest.raises(UserError, match=r'--config\.batch_size=None: expected a whole number'):
+    _overridden('--config.batch_size=None')
+  assert _overridden('--config.optimizer.name=None').optimizer.name == 'None'  # which `check` refuses, as any word
+
+
+@pytest.mark.parametrize('argument, message', [
+  ('init_from=', 'config.init_from is empty, as from a variable of the shell that is not set'),
+  ('data.path=', 'config.data.path is empty'),
+  ('ema_decay=1', 'ema_decay is 1.0; it must be at least 0 and less than 1'),
+  ('seed=9223372036854775808', 'seed is 9223372036854775808; it must be from 0'),
+  ('seed=4294967296', 'seed is 4294967296; it must be from 0'),
+  ('seed=-1', 'seed is -1; it must be from 0'),
+])
+def test_values_that_would_be_taken_for_something_else_are_refused(argument, message):
+  with pytest.raises(UserError, match=message):
+    check(_overridden(f'--config.{argument}'))
+
+
+@pytest.mark.parametrize('wrong, right', [
+  ('optimizer.learning_rate', 'optimizer.peak_lr'), ('lr', 'optimizer.peak_lr'), ('epochs', 'num_steps'),
+  ('model.depth', 'model.num_self_attends_per_block'), ('num_layers', 'model.num_self_attends_per_block'),
+  ('model.heads', 'model.num_self_heads'), ('dropout', 'model.dropout_prob'), ('warmup', 'optimizer.warmup_steps'),
+  ('batch_sise', 'batch_size'), ('pretrained', 'init_from'),
+])
+def test_the_fields_other_words_for_a_key_are_known(wrong, right):
+  with pytest.raises(UserError, match=f'Did you mean --config.{right}'):
+    _overridden(f'--config.{wrong}=1')
