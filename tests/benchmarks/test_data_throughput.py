@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import data_throughput, photos
 from perceiver_jax.data import pipeline, tfds_images
-from perceiver_jax.data.images import decode
+from perceiver_jax.data.tfds_images import decode
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results'

@@ -163,7 +163,8 @@ def test_a_batch_may_hold_whatever_is_made_an_array(saved):
   expected = predictor.run({'tokens': tokens})['logits']
   for each in (tokens.tolist(), torch.from_numpy(tokens), jax.numpy.asarray(tokens)):
     np.testing.assert_array_equal(predictor.run({'tokens': each})['logits'], expected)
-  assert np.isfinite(load(saved / 'picture').run({'image': torch.zeros(1, 16, 16, 3, requires_grad=True)})['logits']).all()
+  learned = torch.zeros(1, 16, 16, 3, requires_grad=True)
+  assert np.isfinite(load(saved / 'picture').run({'image': learned})['logits']).all()
 
 
 def test_logits_without_a_name_are_told_the_names(saved):
