@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from absl import flags, logging
 from ml_collections import ConfigDict
 
+from perceiver_jax.runs.files import check_local
 from perceiver_jax.types import NumericsError, UserError
 
 TASK_HELP = 'The dotted module of your own task, which is imported: a config of a model may not choose what is run.'
@@ -85,6 +86,16 @@ def check_all_read(arguments: Sequence[str]) -> None:
   if len(arguments) > 1:
     hint = f': did you mean --config={arguments[1]}?' if '.py' in arguments[1] else ''
     raise UserError(f'unexpected argument {arguments[1]!r}{hint}')
+
+
+def source_and_dest(arguments: Sequence[str]) -> tuple[str, str]:
+  """Returns the two paths that follow the name of the program. Raises UserError for other than two, or an address."""
+  if len(arguments) != 3:
+    raise UserError(f'SOURCE and DEST are needed; {len(arguments) - 1} arguments are given')
+  _, source, dest = arguments
+  check_local('SOURCE', source)
+  check_local('DEST', dest)
+  return source, dest
 
 
 def show_text(text: str) -> int:

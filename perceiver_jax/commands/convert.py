@@ -13,8 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from perceiver_jax.commands.answer import TASK_HELP, answer, asks_for_help, show_text
-from perceiver_jax.runs.files import check_local
+from perceiver_jax.commands.answer import TASK_HELP, answer, asks_for_help, show_text, source_and_dest
 from perceiver_jax.types import UserError
 
 
@@ -34,12 +33,7 @@ def _read(argv: list[str]) -> Callable[[], int]:
   flags.DEFINE_string('task', None, TASK_HELP, flag_values)
   if asks_for_help(argv):
     return functools.partial(show_text, f'{convert.__doc__}\n{flag_values.get_help()}')
-  arguments = flag_values(argv)[1:]
-  if len(arguments) != 2:
-    raise UserError(f'SOURCE and DEST are needed; {len(arguments)} arguments are given')
-  source, dest = arguments
-  check_local('SOURCE', source)
-  check_local('DEST', dest)
+  source, dest = source_and_dest(flag_values(argv))
   return functools.partial(_convert, source, dest, flag_values.model, flag_values.to, flag_values.task)
 
 

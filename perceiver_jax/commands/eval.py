@@ -101,9 +101,7 @@ def _evaluate_workdir(
 def _evaluate_model(model: str, path: str | None, split: str | None, settings: dict[str, Any]) -> int:
   keep_compiled()
   from perceiver_jax.inference.source import open_source
-  from perceiver_jax.processes.parallel import check_device
 
-  check_device()
   source = open_source(model, path)
   if source.credit:
     print(f'{model}: weights by {source.credit}', file=sys.stderr)

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from absl import flags
 
-from perceiver_jax.commands.answer import answer, asks_for_help, show_text
-from perceiver_jax.runs.files import check_local, disk_errors
-from perceiver_jax.types import UserError
+from perceiver_jax.commands.answer import answer, asks_for_help, show_text, source_and_dest
+from perceiver_jax.runs.files import disk_errors
 
 
 def prepare_records(argv: Sequence[str] | None = None) -> int:
@@ -29,12 +28,7 @@ def prepare_records(argv: Sequence[str] | None = None) -> int:
 def _read(argv: list[str]) -> Callable[[], int]:
   if asks_for_help(argv):
     return functools.partial(show_text, prepare_records.__doc__ or '')
-  arguments = flags.FlagValues()(argv)[1:]
-  if len(arguments) != 2:
-    raise UserError(f'SOURCE and DEST are needed; {len(arguments)} arguments are given')
-  source, dest = arguments
-  check_local('SOURCE', source)
-  check_local('DEST', dest)
+  source, dest = source_and_dest(flags.FlagValues()(argv))
   return functools.partial(_convert, Path(source), Path(dest))
 
 

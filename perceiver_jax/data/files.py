@@ -21,6 +21,9 @@ from perceiver_jax.types import UserError
 # A photograph has at most 20 pixels per byte; a drawing in two colours more, but few pixels.
 FREE_PIXELS, PIXELS_PER_BYTE = 2**24, 1_000
 
+# Of what Pillow mends, and of sizes, which are checked here. Once: threads that read share the list of filters.
+warnings.filterwarnings('ignore', module=r'PIL\.')
+
 
 def read_image(path: str | os.PathLike, num_channels: int = 3) -> np.ndarray:
   """Reads a picture of any kind that Pillow reads, [H, W, num_channels] uint8: RGB, or gray.
@@ -28,11 +31,9 @@ def read_image(path: str | os.PathLike, num_channels: int = 3) -> np.ndarray:
   Raises UserError for a file that cannot be read, is no picture, or has too many pixels.
   """
   try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore')       # of what Pillow mends, and of sizes, which are checked below
-      with Image.open(path) as image:
-        _check_size(path, image)
-        return pixels(image, num_channels)
+    with Image.open(path) as image:
+      _check_size(path, image)
+      return pixels(image, num_channels)
   except Exception as error:                # Pillow trips over broken files in many ways
     reason = str(error) if isinstance(error, UserError) else (
       getattr(error, 'strerror', None) or f'it is broken, or no picture ({error})')

@@ -127,12 +127,12 @@ def _from_folder(config: ConfigDict, root: pathlib.Path, split: str) -> tuple[Fi
   class_names = _class_names(config, folders['train'] if folders else root)
   left_out: collections.Counter[str] = collections.Counter()
   if folders:
-    splits = {name: _records(folder, class_names, left_out) for name, folder in folders.items()}
+    given = {name: _records(folder, class_names, left_out) for name, folder in folders.items()}
+    splits = _completed(given, root, class_names)
   else:
-    splits = {'all': _records(root, class_names, left_out)}
+    splits = _parted(_records(root, class_names, left_out), root, class_names)
   if split == 'train':                      # once in a run
     _say(root, folders, left_out)
-  splits = _three_splits(splits, root, class_names)
   return FileSource(choose(splits, split), config.image_size, config.num_channels), class_names
 
 
@@ -149,20 +149,20 @@ def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
   return folders
 
 
-def _three_splits(
+def _parted(records: list[Record], root: pathlib.Path, class_names: Sequence[str]) -> dict[str, list[Record]]:
+  """Returns {split: its records}, 70 / 10 / 20 of each class."""
+  names = [path.relative_to(root).as_posix() for path, _ in records]
+  indices = stratified_split([label for _, label in records], names, class_names)
+  return {name: [records[index] for index in indices[name]] for name in SPLITS}
+
+
+def _completed(
   splits: Mapping[str, list[Record]], root: pathlib.Path, class_names: Sequence[str],
 ) -> dict[str, list[Record]]:
-  """Returns train, validation and test, of which the first serves where one is missing."""
-  def part(records: list[Record]) -> dict[str, list[Record]]:
-    names = [path.relative_to(root).as_posix() for path, _ in records]
-    indices = stratified_split([label for _, label in records], names, class_names)
-    return {name: [records[index] for index in indices[name]] for name in SPLITS}
-
-  if 'all' in splits:
-    return part(splits['all'])
+  """Returns train, validation and test; where one of the last two is missing, a tenth of train is validation."""
   if {'validation', 'test'} <= set(splits):
     return {name: splits[name] for name in SPLITS}
-  parts = part(splits['train'])
+  parts = _parted(splits['train'], root, class_names)
   test = splits['test'] if 'test' in splits else splits['validation']
   train = sorted(parts['train'] + parts['test'], key=lambda record: (record[1], str(record[0])))
   return {'train': train, 'validation': parts['validation'], 'test': test}

@@ -16,6 +16,7 @@ Where config.mixing is not 'none', an example of training is made of two records
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pathlib
 from collections.abc import Callable, Sequence
@@ -48,11 +49,16 @@ def view(image: np.ndarray, config: ConfigDict) -> np.ndarray:
 
 
 def _module(config: ConfigDict) -> ModuleType:
-  offered = [path.stem for path in sorted(pathlib.Path(__file__).parent.glob('*.py'))
-             if '\ndef load(' in path.read_text() and path.stem != 'labelled_images']
-  if config.name not in offered:
-    raise UserError(f'there is no data set {config.name!r}; perceiver_jax/data has: {", ".join(offered)}')
+  if config.name not in _offered():
+    raise UserError(f'there is no data set {config.name!r}; perceiver_jax/data has: {", ".join(_offered())}')
   return importlib.import_module(f'perceiver_jax.data.{config.name}')
+
+
+@functools.cache                            # asked for with every picture of predict
+def _offered() -> list[str]:
+  """Returns the names of the modules of images."""
+  return [path.stem for path in sorted(pathlib.Path(__file__).parent.glob('*.py'))
+          if '\ndef load(' in path.read_text() and path.stem != 'labelled_images']
 
 
 def image_spec(config: ConfigDict) -> Spec:

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from perceiver_jax import types
 from perceiver_jax.data import digits
 from perceiver_jax.data.dataset import ArraySource, Dataset, Example
-from perceiver_jax.data.images import fit
+from perceiver_jax.data.images import view as view  # of a person's canvas, for predict
 from perceiver_jax.data.labelled_images import image_spec
 from perceiver_jax.data.order import generator
 
@@ -74,11 +74,6 @@ def load(config: ConfigDict, split: str, *, is_training: bool) -> Dataset:
 
   source = PlacedSource(digits.records(config, split))
   return Dataset(source, image_spec(config), prepare, class_names=digits.CLASS_NAMES)
-
-
-def view(image: np.ndarray, config: ConfigDict) -> np.ndarray:
-  """Returns the central square of a person's canvas [H, W, 1] uint8, at the config's `image_size`."""
-  return fit(image, config.image_size)
 
 
 def draw(digit: np.ndarray, place: np.ndarray, size: int) -> np.ndarray:

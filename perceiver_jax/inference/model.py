@@ -117,7 +117,7 @@ def as_image(image: Any, what: str) -> np.ndarray:
     from perceiver_jax.data.files import pixels
 
     return pixels(image)
-  given = np.asarray(image)
+  given = to_array(what, image)
   array = given[..., None] if given.ndim == 2 else given
   if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
     raise UserError(f'{what} is [height, width, 3], not {list(given.shape)}')

@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 
 from perceiver_jax.inference import model as models
 from perceiver_jax.inference.source import open_source
-from perceiver_jax.processes.parallel import check_device
 from perceiver_jax.runs.files import check_local
 from perceiver_jax.tasks import make_task
 from perceiver_jax.types import UserError
@@ -74,7 +73,6 @@ def load(name: str | Path, path: str | Path | None = None, *, task: str | None =
   check_local('path', path)
   if path is not None:
     _check_path('path', path)
-  check_device()
   source = open_source(name, path, task)
   if source.credit:
     print(f'{name}: weights by {source.credit}', file=sys.stderr)

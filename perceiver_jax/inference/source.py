@@ -16,6 +16,7 @@ from perceiver_jax.config.saved import load_config
 from perceiver_jax.config.values import changed, check, flatten
 from perceiver_jax.inference.model import template
 from perceiver_jax.interop import deepmind, huggingface, huggingface_config, huggingface_inputs, torch_file, zoo
+from perceiver_jax.processes.parallel import check_device
 from perceiver_jax.runs import weights
 from perceiver_jax.tasks import import_task
 from perceiver_jax.types import Batch, Tree, UserError
@@ -40,7 +41,8 @@ _MAX_SIZE = 2**16                           # pixels along a side
 
 
 def open_source(name: str | Path, path: str | Path | None = None, task: str | None = None) -> Source:
-  """The source of `load`; see there."""
+  """Returns the source of `load`; see there. Raises UserError where there is no device, before a file is blamed."""
+  check_device()
   if isinstance(name, str) and name in zoo.MODELS:  # a Path is a directory, whatever it is called
     return _released(name, path)
   if task is not None:

@@ -130,8 +130,7 @@ def convert(state_dict: Mapping[str, np.ndarray], config: ConfigDict, template: 
   problems += [f'{name} is unknown' for name in sorted(state_dict.keys() - used) if not name.endswith(_COUNTER)]
   problems = list(dict.fromkeys(problems))
   if problems:
-    more = f'; and {len(problems) - 10} more' if len(problems) > 10 else ''
-    raise UserError(f'these parameters of Hugging Face do not fit their config: {"; ".join(problems[:10])}{more}')
+    raise UserError(f'these parameters of Hugging Face do not fit their config: {weights.shortened(problems)}')
   weights.check_finite(converted, 'these parameters of Hugging Face')
   return trees
 

@@ -34,13 +34,13 @@ def inputs_of(config: ConfigDict, architecture: str, inputs: Mapping[str, Any]) 
     UserError: unknown, missing or contradictory arguments; shapes, kinds or values that the model does not take.
   """
   layout = _layout(architecture)
+  taken = f'{architecture} takes {", ".join((*layout.names, *layout.extras))} and attention_mask'
   if unknown := sorted(inputs.keys() - {*layout.names, *layout.extras, *_OTHERS, *_HARMLESS, 'attention_mask'}):
-    raise UserError(f'{architecture} takes {", ".join((*layout.names, *layout.extras))} and attention_mask; '
-                    f'not {", ".join(unknown)}')
+    raise UserError(f'{taken}; not {", ".join(unknown)}')
   given = {name: value for name, value in inputs.items() if value is not None and name not in _HARMLESS}
   for name, why in _OTHERS.items():
     if given.get(name) is not None and given[name] is not False:
-      raise UserError(f'{name} is not taken: {why}')
+      raise UserError(f'{taken}; not {name}: {why}')
   named = [name for name in layout.names if name in given]
   if len(named) != 1:
     raise UserError(

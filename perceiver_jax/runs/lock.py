@@ -35,7 +35,7 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
     UserError: another run holds it, or `workdir`/lock cannot be written.
   """
   path = Path(workdir, LOCK)
-  for folder in (path.parent, *path.parents[1:]):
+  for folder in path.parents:
     if folder.exists() and not folder.is_dir():
       raise UserError(f'{workdir} cannot hold a run: {folder} is a file, and not a folder; choose another --workdir')
   try:

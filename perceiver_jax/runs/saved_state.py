@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from perceiver_jax.runs.files import plain_path
+from perceiver_jax.runs.weights import shortened
 from perceiver_jax.types import Tree, UserError
 
 STATE = 'state'                             # its folder in that of a checkpoint
@@ -59,9 +60,7 @@ def check_fits(checkpoint: Path, template: Tree, saved: Tree) -> None:
     f'{name} is {found.get(name, "missing")}, expected {expected.get(name, "nothing")}'
     for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
   if differences:
-    more = f'; and {len(differences) - 10} more' if len(differences) > 10 else ''
-    raise UserError(
-      f'checkpoint {checkpoint} does not fit this model and optimizer: {"; ".join(differences[:10])}{more}')
+    raise UserError(f'checkpoint {checkpoint} does not fit this model and optimizer: {shortened(differences)}')
 
 
 @contextlib.contextmanager

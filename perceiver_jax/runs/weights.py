@@ -150,7 +150,7 @@ def check_fits(
     f'{name} is {found[name]}, expected {expected[name]}'
     for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
   if differences:
-    raise UserError(f'{where} does not fit this model: {_shortened(differences, num_shown)}')
+    raise UserError(f'{where} does not fit this model: {shortened(differences, num_shown)}')
 
 
 def check_finite(arrays: Mapping[str, np.ndarray], where: str) -> None:
@@ -160,7 +160,7 @@ def check_finite(arrays: Mapping[str, np.ndarray], where: str) -> None:
     if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all()]
   if damaged:
     verb = 'hold' if len(damaged) > 1 else 'holds'
-    raise UserError(f'{where}: {_shortened(damaged, 3)} {verb} numbers that are not finite: the file is damaged')
+    raise UserError(f'{where}: {shortened(damaged, 3)} {verb} numbers that are not finite: the file is damaged')
 
 
 def remove_leftovers(directory: Path, word: str) -> None:
@@ -186,7 +186,8 @@ def entries(params: Tree, state: Tree) -> dict[str, Any]:
   return named
 
 
-def _shortened(items: Sequence[str], num_shown: int) -> str:
+def shortened(items: Sequence[str], num_shown: int = _NUM_SHOWN) -> str:
+  """Returns the first `num_shown` items as a text, and how many more there are."""
   rest = len(items) - num_shown
   return '; '.join(items[:num_shown]) + (f'; and {rest} more, {len(items)} in all' if rest > 0 else '')
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from perceiver_jax.data.augmentation import augment_training, central_crop, random_crop, resize
 from perceiver_jax.data.order import generator
@@ -78,6 +79,13 @@ def test_the_central_crop_is_that_of_the_authors(height, width, side, top, left)
   image = _noise(height, width)
   np.testing.assert_array_equal(central_crop(image, 20), resize(image[top:top + side, left:left + side], 20))
   np.testing.assert_array_equal(central_crop(image, side), image[top:top + side, left:left + side])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 255))
+def test_pictures_of_every_size_have_a_crop_and_one_colour_stays_it(height, width, level):
+  crop = central_crop(np.full((height, width, 3), level, np.uint8), 8)
+  np.testing.assert_array_equal(crop, np.full((8, 8, 3), level))
 
 
 def test_another_share_may_be_cut_out():

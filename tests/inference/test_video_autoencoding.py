@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from perceiver_jax.inference.model import Model
-from perceiver_jax.inference.video_autoencoding import central_square, predict
+from perceiver_jax.inference.video_autoencoding import central_square, predict, resized
 from perceiver_jax.types import UserError
 from tests.tasks.tiny import random_model, read_config
 
@@ -20,6 +20,12 @@ RATE = 25 * 32
 def model():
   """On 2 frames of 8 x 8 pixels and 32 samples each, with 5 labels."""
   return random_model(read_config('video_autoencoding:debug'))
+
+
+def test_frames_are_resized_one_by_one():
+  frames = RNG.integers(0, 256, (2, 9, 7, 3), dtype=np.uint8)
+  alone = [resized(frame[None], (5, 6))[0] for frame in frames]
+  np.testing.assert_array_equal(resized(frames, (5, 6)), np.stack(alone))
 
 
 def test_a_clip_comes_back_in_its_shape(model):
