@@ -123,8 +123,11 @@ def test_importing_the_package_loads_nothing_else():
 # Law 3: inference loads no data library.
 
 
-def data_libraries_of_inference() -> list[str]:
-  """Which of them this process has loaded once tasks and inference are imported, and a model has said what it sees."""
+def data_libraries_of_inference() -> tuple[list[str], list[str]]:
+  """Returns those loaded once inference and tasks are imported and a model has run; and once it has predicted."""
+  def loaded() -> list[str]:
+    return sorted((DATA_LIBRARIES | {'orbax'}) & {name.partition('.')[0] for name in sys.modules})
+
   for package in (perceiver_jax.tasks, perceiver_jax.inference):
     for module in pkgutil.iter_modules(package.__path__):
       importlib.import_module(f'{package.__name__}.{module.name}')
@@ -135,14 +138,17 @@ def data_libraries_of_inference() -> list[str]:
   with tempfile.TemporaryDirectory() as root:
     weights.save(f'{root}/model', config, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params), state)
     predictor = perceiver_jax.load(f'{root}/model')
+  ready = np.zeros((1, 16, 16, 3), np.uint8)
+  assert predictor.run({'image': ready})['logits'].shape == predictor.logits(image=ready).shape == (1, 5)
+  of_a_batch = loaded()
   assert len(predictor.predict(np.zeros((20, 30, 3), np.uint8)).names) == 5
-  return sorted((DATA_LIBRARIES | {'orbax'}) & {name.partition('.')[0] for name in sys.modules})
+  return of_a_batch, loaded()
 
 
 @pytest.mark.slow
-def test_inference_loads_no_data_library():
+def test_inference_loads_no_data_library_and_predict_only_those_of_its_view():
   script = 'import json; from tests import test_laws_at_work as t; print(json.dumps(t.data_libraries_of_inference()))'
-  assert _python(script) == []
+  assert _python(script) == [[], ['PIL', 'cv2']]
 
 
 # Law 4: every parameter is named by a person.

@@ -115,7 +115,7 @@ def test_one_process_alone_speaks_and_writes(two):
   assert 'Finished 6 steps: ' in first.out and 'step 3: validation/accuracy' in first.err
   assert _ours(second) == ''
   assert sorted(path.name for path in workdir.iterdir()) == [
-    'checkpoints', 'config.json', 'lock', 'metrics.jsonl', 'summary.png', 'tensorboard']
+    'checkpoints', 'class_names.json', 'config.json', 'lock', 'metrics.jsonl', 'summary.png', 'tensorboard']
   assert len(list((workdir / 'tensorboard').iterdir())) == 1
   assert [line['step'] for line in figures(workdir)] == [3, 4, 6, 6, 6]
 
